@@ -1,0 +1,23 @@
+"""The TensorDict entries this package reads and writes.
+
+Each value is ``dtype [shape] meaning and unit``; ``*B`` is any batch shape, ``F`` pixel frames. Two
+packages that name the same entry give it the same text (tests/contract/test_keys.py).
+"""
+
+TEXT = ("prompt", "text")
+PIXELS = ("video", "pixels")
+FPS = ("video", "fps")
+SCORE = "score"
+VALID = ("next", "valid")
+REWARD = ("next", "reward")
+
+READS = {
+    TEXT: "str [*B] what to show in this window",
+    PIXELS: "uint8 [*B, F, 3, H, W] RGB, 0 to 255",
+    FPS: "float32 [*B] frames per second",
+}
+WRITES = {
+    (SCORE, "*"): "float32 [*B, 1] raw output of one reward model, its own unit, larger is better",
+    VALID: "bool [*B, 1] false where a score could not be had",
+    REWARD: "float32 [*B, 1] weighted sum of scores",
+}

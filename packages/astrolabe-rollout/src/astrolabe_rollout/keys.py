@@ -1,0 +1,41 @@
+"""The TensorDict entries this package reads and writes.
+
+Each value is ``dtype [shape] meaning and unit``; ``*B`` is any batch shape, ``f`` latent frames,
+``F`` pixel frames, ``c`` context frames, ``L`` text tokens, ``D`` text width. Two packages that name
+the same entry give it the same text (tests/contract/test_keys.py).
+"""
+
+TEXT = ("prompt", "text")
+GROUP = ("prompt", "group")
+SEED = ("prompt", "seed")
+EMBEDS = ("prompt", "embeds")
+INDEX = ("window", "index")
+CONTEXT = ("window", "context")
+LATENTS = ("video", "latents")
+PIXELS = ("video", "pixels")
+FPS = ("video", "fps")
+NOISY = ("noisy", "latents")
+SIGMA = ("noisy", "sigma")
+DENOISED = ("denoised", "latents")
+
+READS = {
+    EMBEDS: "float32 [*B, L, D] text encoder output, zero after the last token",
+    SEED: "int64 [*B] seed of the noise of this video",
+    INDEX: "int64 [*B] 0 for the first window of a video",
+    CONTEXT: "float32 [*B, c, C, h, w] clean latents just before the window, oldest first",
+    LATENTS: "float32 [*B, f, C, h, w] clean latents x0, normalised",
+    NOISY: "float32 [*B, f, C, h, w] x_t = (1 - σ) x0 + σ ε",
+    SIGMA: "float32 [*B, f] noise level in (0, 1]",
+}
+WRITES = {
+    TEXT: "str [*B] what to show in this window",
+    GROUP: "int64 [*B] equal for samples that compete for one prompt",
+    SEED: "int64 [*B] seed of the noise of this video",
+    EMBEDS: "float32 [*B, L, D] text encoder output, zero after the last token",
+    INDEX: "int64 [*B] 0 for the first window of a video",
+    CONTEXT: "float32 [*B, c, C, h, w] clean latents just before the window, oldest first",
+    LATENTS: "float32 [*B, f, C, h, w] clean latents x0, normalised",
+    PIXELS: "uint8 [*B, F, 3, H, W] RGB, 0 to 255",
+    FPS: "float32 [*B] frames per second",
+    DENOISED: "float32 [*B, f, C, h, w] predicted x0",
+}
