@@ -1,0 +1,263 @@
+"""Prompts: reading them from a file, and drawing groups of them for training.
+
+The only state of a `GroupSampler` is the number of draws it has made. Everything else follows from
+the seed, so that an interrupted run goes on exactly, also on another number of processes.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from astrolabe_rollout.errors import PromptFileError
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Read a UTF-8 text file with one prompt per line; blank lines are skipped.
+
+    Args:
+        path: The file. A byte order mark, as some editors write it, is dropped.
+
+    Returns:
+        The prompts in the order of the file, without surrounding white space. Never empty.
+
+    Raises:
+        PromptFileError: If the file is missing, unreadable, without a prompt, or not UTF-8.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes().removeprefix(BYTE_ORDER_MARK)
+    except FileNotFoundError:
+        raise PromptFileError(
+            f"there is no prompt file {str(path)!r}. Create it with one prompt per line."
+        ) from None
+    except IsADirectoryError:
+        raise PromptFileError(
+            f"{str(path)!r} is a directory, not a prompt file. Name one text file in it."
+        ) from None
+    except OSError as error:
+        raise PromptFileError(
+            f"the prompt file {str(path)!r} cannot be read ({error.strerror}). "
+            "Check its permissions."
+        ) from error
+    # Only line ends separate prompts: str.splitlines would also cut at U+2028 and form feeds.
+    prompts = [line.strip() for line in re.split("\r\n|\r|\n", _decode(data, path))]
+    if not any(prompts):
+        raise PromptFileError(
+            f"the prompt file {str(path)!r} holds no prompt. Write one prompt per line."
+        )
+    return [prompt for prompt in prompts if prompt]
+
+
+def _decode(data: bytes, path: Path) -> str:
+    """Decode UTF-8, naming the place of the first byte that is not."""
+    try:
+        text = data.decode("utf-8")
+        offset = text.find("\0")  # UTF-16 of plain English is valid UTF-8 full of zeros
+        start = len(text[:offset].encode()) if offset >= 0 else None
+    except UnicodeDecodeError as error:
+        start = error.start
+    if start is None:
+        return text
+    line, column = data.count(b"\n", 0, start) + 1, start - data.rfind(b"\n", 0, start)
+    raise PromptFileError(
+        f"the prompt file {str(path)!r} is not UTF-8 text: byte {column} of line {line} is "
+        f"0x{data[start]:02x}. Save it as UTF-8, for example with "
+        "`iconv -f LATIN1 -t UTF-8 OLD > NEW` (UTF-16 for files of some Windows programs)."
+    )
+
+
+class Draw(NamedTuple):
+    """The videos that are sampled together, one entry each.
+
+    Attributes:
+        prompts: What to show; the videos of a group follow one another.
+        groups: int64 [n], equal for videos that compete for one prompt, unique in a run.
+        seeds: int64 [n] in [0, 2³²), seed of a video's noise, never twice in a run.
+    """
+
+    prompts: list[str]
+    groups: Tensor
+    seeds: Tensor
+
+
+class GroupSampler:
+    """Draws prompts without replacement and repeats each into a group of competing videos.
+
+    The prompts are shuffled anew for every pass over them (epoch). A draw that reaches into the
+    next epoch first takes prompts it does not hold yet, so a prompt comes twice in one draw only if
+    there are fewer prompts than ``num_prompts``.
+
+    With several processes every one makes the same draw and keeps its own share of the videos, in
+    the order of the ranks; a group may then span processes.
+
+    Args:
+        prompts: The prompts to draw from.
+        num_prompts: Groups of a draw, over all processes, at least 1.
+        group_size: Videos of a group, at least 2.
+        seed: Seed of the order of prompts and of the noise seeds.
+        rank: This process, in [0, ``world_size``).
+        world_size: Number of processes; it must divide ``num_prompts * group_size``.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Example:
+        >>> sampler = GroupSampler(["a cat", "a dog"], num_prompts=1, group_size=2, seed=1)
+        >>> [sampler.draw().prompts for _ in range(2)]
+        [['a cat', 'a cat'], ['a dog', 'a dog']]
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[str],
+        *,
+        num_prompts: int,
+        group_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if isinstance(prompts, str) or not prompts:
+            raise ValueError(
+                f"prompts is {prompts!r}. Give a list of at least one prompt, for example from "
+                "read_prompts(path)."
+            )
+        if num_prompts < 1:
+            raise ValueError(
+                f"num_prompts is {num_prompts}: a draw needs a prompt. Set it to 1 or more."
+            )
+        if group_size < 2:
+            raise ValueError(
+                f"group_size is {group_size}: the advantage of a lone sample is always 0. "
+                "Set rollout.group_size to 2 or more."
+            )
+        if not 0 <= rank < world_size:
+            raise ValueError(
+                f"rank is {rank} with world_size {world_size}. Ranks run from 0 to world_size - 1."
+            )
+        if num_prompts * group_size % world_size:
+            raise ValueError(
+                f"{num_prompts} prompts times group_size {group_size} cannot be shared evenly by "
+                f"{world_size} processes. Make num_prompts a multiple of {world_size}."
+            )
+        self.prompts = list(prompts)
+        self.num_prompts = num_prompts
+        self.group_size = group_size
+        self.seed = seed
+        self.batch_size = num_prompts * group_size // world_size
+        self._share = slice(rank * self.batch_size, (rank + 1) * self.batch_size)
+        self._draws = 0
+        self._current: Draw | None = None
+        self._indices = self._endless_indices()
+
+    def draw(self) -> Draw:
+        """Return the next ``batch_size`` videos of this process and go on."""
+        current = self.peek()
+        self.advance()
+        return current
+
+    def peek(self) -> Draw:
+        """Return what `draw` would, without going on: the same at every call."""
+        if self._current is None:
+            self._current = self._make_draw()
+        return self._current
+
+    def advance(self) -> None:
+        """Go on to the next draw."""
+        self.peek()
+        self._current = None
+        self._draws += 1
+
+    def state_dict(self) -> dict[str, int | str]:
+        """Return the number of finished draws, with what must be equal for it to mean the same."""
+        return {"draws": self._draws, **self._identity()}
+
+    def load_state_dict(self, state: Mapping[str, int | str]) -> None:
+        """Go to the place where ``state`` was taken.
+
+        Args:
+            state: From `state_dict` of a sampler with the same prompts, counts and seed; the number
+                of processes may differ.
+
+        Raises:
+            ValueError: If the sampler that made ``state`` had other settings.
+        """
+        for name, value in self._identity().items():
+            if state.get(name) != value:
+                raise ValueError(
+                    f"the sampler's saved state has {name} {state.get(name)!r}, this sampler has "
+                    f"{value!r}. Resume with the settings and the prompt file of the saved run."
+                )
+        self._draws = int(state["draws"])
+        self._current = None
+        self._indices = self._endless_indices()
+        # Replaying costs about a microsecond a prompt and leaves a counter as the only state.
+        for _ in islice(self._indices, self._draws * self.num_prompts):
+            pass
+
+    def _identity(self) -> dict[str, int | str]:
+        digest = hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()
+        return {
+            "num_prompts": self.num_prompts,
+            "group_size": self.group_size,
+            "seed": self.seed,
+            "prompts_sha256": digest,
+        }
+
+    def _endless_indices(self) -> Iterator[int]:
+        """Prompt indices, epoch after epoch; within a draw they differ as long as they can."""
+        waiting: list[int] = []
+        generator = torch.Generator().manual_seed(self.seed)
+        while True:
+            taken: set[int] = set()
+            for _ in range(self.num_prompts):
+                if not waiting:
+                    waiting = torch.randperm(len(self.prompts), generator=generator).tolist()
+                # From the end, where taking an entry out costs nothing.
+                free = (i for i in reversed(range(len(waiting))) if waiting[i] not in taken)
+                index = waiting.pop(next(free))
+                taken.add(index)
+                if len(taken) == len(self.prompts):
+                    taken.clear()
+                yield index
+
+    def _make_draw(self) -> Draw:
+        first = self._draws * self.num_prompts
+        groups = range(first, first + self.num_prompts)
+        videos = [
+            (self.prompts[index], group, noise_seed(self.seed, group * self.group_size + member))
+            for index, group in zip(islice(self._indices, self.num_prompts), groups, strict=True)
+            for member in range(self.group_size)
+        ]
+        prompts, group_ids, seeds = zip(*videos[self._share], strict=True)
+        return Draw(list(prompts), torch.tensor(group_ids), torch.tensor(seeds))
+
+
+def noise_seed(seed: int, video: int) -> int:
+    """Seed of the noise of the ``video``-th video of a run, in [0, 2³²).
+
+    Torch's CPU generator uses only the low 32 bits of a seed. Hence a one-to-one mix of 32 bits
+    (the finaliser of MurmurHash3): equal seeds first come after 2³² videos, whereas random 32-bit
+    numbers would collide, by the birthday paradox, within about 77 000.
+
+    Args:
+        seed: Seed of the run.
+        video: Number of the video in the run, 0 or more.
+    """
+    return _mix(_mix(seed) + video)
+
+
+def _mix(number: int) -> int:
+    """Map [0, 2³²) one-to-one onto itself, neighbours far apart (fmix32 of MurmurHash3)."""
+    number &= 0xFFFFFFFF
+    number = (number ^ (number >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
+    number = (number ^ (number >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
+    return number ^ (number >> 16)
