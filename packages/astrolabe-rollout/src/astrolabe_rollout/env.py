@@ -1,0 +1,172 @@
+"""Video generation as a TorchRL environment: a reset gives prompts, a step is one window.
+
+There is no reward here and so no reward key: what a video is worth is for reward models to say once
+the batch is collected; they write ``("next", "reward")``. An invented 0 could be trained on.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from tensordict import NonTensorStack, TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Binary, Composite, NonTensor, Unbounded
+from torchrl.envs import EnvBase
+
+from astrolabe_rollout.keys import CONTEXT, EMBEDS, FPS, GROUP, INDEX, LATENTS, PIXELS, SEED, TEXT
+from astrolabe_rollout.prompts import GroupSampler
+
+
+class PromptModel(Protocol):
+    """What the environment needs of a video model."""
+
+    fps: float
+
+    def text(self, prompts: list[str]) -> Tensor:
+        """Embed n prompts as ``[n, L, D]``."""
+
+
+class PromptEnv(EnvBase):
+    """Draws groups of prompts at reset and counts the windows of their videos.
+
+    ``reset`` writes ``("prompt", "text" | "group" | "seed" | "embeds")``, ``("video", "fps")`` and
+    ``("window", "index")`` = 0. The policy is the one that makes video: it reads those and writes
+    ``("video", "latents")``, ``("video", "pixels")`` and ``("window", "context")``. ``step`` raises
+    the index; after ``windows`` steps all videos are done, together.
+
+    A draw counts as used when its videos are done. Until then ``reset`` gives the same prompts, so
+    the resets that a collector makes in advance neither waste prompts nor disturb a resumed run:
+    ``env.sampler.state_dict()``, taken between two batches, names the next batch. Load it before
+    a collector is made, which resets the environment.
+
+    Args:
+        prompts: Prompts to draw from, or a sampler of them.
+        model: Gives ``text`` and ``fps``.
+        group_size: Videos of a prompt, at least 2. Belongs to the sampler if one is given.
+        num_prompts: Prompts of a batch; all of them by default. Belongs to the sampler likewise.
+        windows: Steps of a video, at least 1.
+        seed: Seed of the draws. Belongs to the sampler likewise.
+
+    Raises:
+        ValueError: If ``windows`` is below 1, ``group_size`` is missing, or an argument of the
+            sampler is given beside a sampler.
+    """
+
+    def __init__(
+        self,
+        prompts: GroupSampler | Sequence[str],
+        model: PromptModel,
+        *,
+        group_size: int | None = None,
+        num_prompts: int | None = None,
+        windows: int = 1,
+        seed: int | None = None,
+    ) -> None:
+        if windows < 1:
+            raise ValueError(
+                f"windows is {windows}: a video has at least one. Set it to 1 or more."
+            )
+        self.sampler = _sampler(prompts, group_size, num_prompts, seed)
+        self.windows = windows
+        size = self.sampler.batch_size
+        super().__init__(batch_size=[size])
+        self._model = model
+        self.observation_spec = _nested(
+            size,
+            {
+                TEXT: NonTensor(shape=(size,), example_data="a prompt"),
+                GROUP: Unbounded((size,), dtype=torch.int64),
+                SEED: Unbounded((size,), dtype=torch.int64),
+                EMBEDS: Unbounded((size, -1, -1)),
+                FPS: Unbounded((size,)),
+                INDEX: Unbounded((size,), dtype=torch.int64),
+            },
+        )
+        self.action_spec = _nested(
+            size,
+            {
+                LATENTS: Unbounded((size, -1, -1, -1, -1)),
+                PIXELS: Unbounded((size, -1, 3, -1, -1), dtype=torch.uint8),
+            },
+        )
+        self.done_spec = Binary(shape=(size, 1), dtype=torch.bool)
+        self.reward_spec = Composite(shape=(size,))
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
+        if tensordict is not None and not tensordict.get("_reset", torch.ones(1).bool()).all():
+            raise ValueError(
+                "a part of the videos cannot start anew: a batch of groups is drawn together. "
+                "Reset the whole environment."
+            )
+        draw = self.sampler.peek()
+        distinct = list(dict.fromkeys(draw.prompts))
+        with torch.no_grad():
+            embeds = self._model.text(distinct)  # [distinct prompts, L, D]
+        rows = [distinct.index(prompt) for prompt in draw.prompts]
+        result = TensorDict(batch_size=self.batch_size)
+        result[TEXT] = NonTensorStack(*draw.prompts)
+        result[GROUP] = draw.groups.clone()
+        result[SEED] = draw.seeds.clone()
+        result[EMBEDS] = embeds[rows]
+        result[FPS] = torch.full(self.batch_size, float(self._model.fps))
+        result[INDEX] = torch.zeros(self.batch_size, dtype=torch.int64)
+        return result
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        if not torch.equal(tensordict[GROUP].cpu(), self.sampler.peek().groups):
+            raise RuntimeError(
+                "the videos are not those of the sampler's present draw: its state was changed "
+                "after the reset. Load the sampler's state before a collector is made."
+            )
+        result = tensordict.select(TEXT, GROUP, SEED, EMBEDS, FPS)
+        result[INDEX] = tensordict[INDEX] + 1
+        result["done"] = (result[INDEX] >= self.windows).unsqueeze(-1)  # [N, 1]
+        if result["done"].all():
+            self.sampler.advance()
+        return result
+
+    def maybe_reset(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Go on to the next window or video, without what the policy wrote for the last window.
+
+        TorchRL would carry it along, and so keep a batch of pixels alive during the update.
+        """
+        return super().maybe_reset(tensordict.exclude(LATENTS, PIXELS, CONTEXT))
+
+    def _set_seed(self, seed: int | None) -> None:
+        raise ValueError(
+            "the sampler's seed is set when it is made. Pass PromptEnv(..., seed=...) or a "
+            "GroupSampler with that seed."
+        )
+
+
+def _sampler(
+    prompts: GroupSampler | Sequence[str],
+    group_size: int | None,
+    num_prompts: int | None,
+    seed: int | None,
+) -> GroupSampler:
+    if isinstance(prompts, GroupSampler):
+        if (group_size, num_prompts, seed) != (None, None, None):
+            raise ValueError(
+                "group_size, num_prompts and seed belong to the sampler that is given. "
+                "Set them there."
+            )
+        return prompts
+    if group_size is None:
+        raise ValueError(
+            "group_size is missing: how many videos compete for a prompt. Set it to 2 or more."
+        )
+    return GroupSampler(
+        prompts,
+        num_prompts=len(prompts) if num_prompts is None else num_prompts,
+        group_size=group_size,
+        seed=0 if seed is None else seed,
+    )
+
+
+def _nested(size: int, specs: dict[tuple[str, str], object]) -> Composite:
+    """Composite of two-part keys, each level with the batch size."""
+    levels: dict[str, Composite] = {}
+    for (thing, aspect), spec in specs.items():
+        levels.setdefault(thing, Composite(shape=(size,)))[aspect] = spec
+    return Composite(levels, shape=(size,))
