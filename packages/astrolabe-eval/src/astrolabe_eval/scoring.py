@@ -1,0 +1,174 @@
+"""Score generated videos and keep what a comparison needs."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tensordict import TensorDict
+
+from astrolabe_eval.frames import Frames
+from astrolabe_eval.generation import Progress, Step, generate
+from astrolabe_eval.keys import PIXELS, REWARD, SCORE
+from astrolabe_eval.suites import Suite
+
+#: Name of the combined reward among the scores.
+TOTAL = "total"
+
+#: Score name to float64 ``[n]``, in the order of the suite; ``"total"`` is the combined reward.
+Scores: TypeAlias = dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What one model did on one suite; entry ``i`` of everything belongs to prompt ``i``.
+
+    Attributes:
+        suite: The prompts and seeds.
+        rewards: Scores of the reward that was trained on, ``"total"`` among them.
+        judges: Scores that nothing was trained on. Empty: there was no judge.
+        videos: ``uint8 [F, 3, H, W]`` each; any sequence, so also one that reads files. Empty: a
+            report shows no pictures.
+        fps: Frames per second of the videos.
+    """
+
+    suite: Suite
+    rewards: Scores
+    judges: Scores = field(default_factory=dict)
+    videos: Sequence[Frames] = ()
+    fps: float = 8.0
+
+    def __post_init__(self) -> None:
+        if TOTAL not in self.rewards:
+            raise ValueError(f"rewards has no {TOTAL!r}, only {sorted(self.rewards)}. Add it.")
+        if twice := sorted(self.rewards.keys() & self.judges.keys()):
+            raise ValueError(f"{twice[0]!r} is both a reward and a judge. Rename the judge.")
+        lengths = {f"rewards[{name!r}]": len(row) for name, row in self.rewards.items()}
+        lengths |= {f"judges[{name!r}]": len(row) for name, row in self.judges.items()}
+        if len(self.videos):
+            lengths["videos"] = len(self.videos)
+        for name, length in lengths.items():
+            if length != len(self.suite):
+                raise ValueError(
+                    f"{name} has {length} entries for {len(self.suite)} prompts. "
+                    "Give one for each prompt, in the order of the suite."
+                )
+
+
+def score_suite(batches: Iterable[TensorDict], scorer: Step) -> Scores:
+    """Score batches of videos.
+
+    Args:
+        batches: Each ``[n]`` with what ``scorer`` reads, as from :func:`generate`.
+        scorer: Returns the batch with some of ``("score", name)`` and ``("next","reward")``.
+
+    Returns:
+        ``("score", name)`` under its name and ``("next","reward")`` as ``"total"``, each float64
+        with one number for each sample, in order.
+
+    Raises:
+        ValueError: If nothing was scored, a score is not finite, not one number for each sample, or
+            the names change between batches.
+    """
+    parts: list[Scores] = []
+    for batch in batches:
+        with torch.no_grad():
+            scores = _collect(scorer(batch), len(batch))
+        if parts and scores.keys() != parts[0].keys():
+            raise ValueError(
+                f"The scorer wrote {sorted(scores)} for one batch and {sorted(parts[0])} for the "
+                "first. Write the same names each time."
+            )
+        parts.append(scores)
+    if not parts:
+        raise ValueError("There are no batches to score. Generate a suite first.")
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def evaluate_suite(
+    sample: Step,
+    suite: Suite,
+    scorer: Step,
+    *,
+    fps: float,
+    judges: Mapping[str, Step] | None = None,
+    batch_size: int = 8,
+    keep_videos: bool = True,
+    on_progress: Progress | None = None,
+) -> Evaluation:
+    """Generate a suite and score it, batch by batch.
+
+    Args:
+        sample: The model, as in :func:`generate`.
+        suite: The prompts and seeds.
+        scorer: The reward that was trained on; must write ``("next","reward")``.
+        fps: Frames per second of the model's videos.
+        judges: Scorers that nothing was trained on. One that writes one number is shown under the
+            name given here, one that writes more as ``name/score``.
+        batch_size: Samples generated and scored together.
+        keep_videos: Keep all pixels in memory, for a report with pictures.
+        on_progress: Told after each batch is generated and scored.
+
+    Returns:
+        Scores and videos in the order of the suite.
+
+    Raises:
+        ValueError: As in :func:`generate` and :func:`score_suite`.
+    """
+    rewards: list[Scores] = []
+    judged: list[Scores] = []
+    videos: list[Frames] = []
+    for batch in generate(sample, suite, fps=fps, batch_size=batch_size, on_progress=on_progress):
+        # Each scorer gets the batch as the model left it: it must not see what another one wrote.
+        rewards.append(score_suite([batch.copy()], scorer))
+        judged.append(_judge(batch, judges or {}))
+        if keep_videos:
+            videos.extend(batch[PIXELS].cpu().numpy())
+    return Evaluation(
+        suite=suite, rewards=_join(rewards), judges=_join(judged), videos=videos, fps=fps
+    )
+
+
+def _judge(batch: TensorDict, judges: Mapping[str, Step]) -> Scores:
+    found: Scores = {}
+    for name, judge in judges.items():
+        scores = score_suite([batch.copy()], judge)
+        if len(scores) == 1:
+            found[name] = next(iter(scores.values()))
+        else:
+            found |= {f"{name}/{part}": row for part, row in scores.items()}
+    return found
+
+
+def _join(parts: list[Scores]) -> Scores:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _collect(batch: TensorDict, count: int) -> Scores:
+    """The scores in one batch, each float64 ``[count]``."""
+    entries = dict(batch[SCORE].items()) if SCORE in batch.keys() else {}  # noqa: SIM118
+    if REWARD in batch.keys(include_nested=True):
+        entries[TOTAL] = batch[REWARD]
+    if not entries:
+        raise ValueError(
+            "The scorer wrote neither ('score', name) nor ('next', 'reward'). "
+            "Return the batch with at least one of them."
+        )
+    scores: Scores = {}
+    for name, values in entries.items():
+        row = values.detach().to("cpu", torch.float64).reshape(-1).numpy()
+        if len(row) != count:
+            raise ValueError(
+                f"Score {name!r} has shape {tuple(values.shape)} for {count} samples. "
+                "Write one number for each."
+            )
+        if not np.isfinite(row).all():
+            bad = int(np.flatnonzero(~np.isfinite(row))[0])
+            raise ValueError(
+                f"Score {name!r} is {row[bad]} for sample {bad} of a batch. "
+                "Mend the scorer or take it out: a mean without it would compare other prompts."
+            )
+        scores[name] = row
+    return scores

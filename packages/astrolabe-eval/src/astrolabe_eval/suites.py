@@ -1,0 +1,123 @@
+"""Prompt suites: what to generate, with which noise, in which order.
+
+Two models are compared sample by sample, so a suite fixes the order of the prompts and the seed of
+each one. Left out on purpose: a seed never depends on the prompt's text or on the suite's name, so
+that a corrected typo does not change the noise.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from astrolabe_eval.errors import SuiteError
+
+#: Seeds count up from here. Training seeds are usually small numbers; these stay clear of them.
+FIRST_SEED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Prompts with one seed each.
+
+    A prompt may occur several times; each occurrence has its own seed and counts as a sample.
+
+    Args:
+        name: Shown in reports.
+        prompts: At least one, none blank.
+        seeds: One per prompt, in [0, 2^63); by default ``1_000_000, 1_000_001, ...`` by position,
+            so the first ``n`` samples are the same however long the suite is.
+
+    Raises:
+        SuiteError: If there is no prompt, a blank one, or not one valid seed for each.
+
+    Example:
+        >>> Suite("demo", ("a red circle", "a blue square")).seeds
+        (1000000, 1000001)
+    """
+
+    name: str
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompts, str):
+            raise SuiteError(
+                f"The prompts of suite {self.name!r} are one string, {self.prompts!r}. "
+                "Give a tuple of strings."
+            )
+        prompts = tuple(self.prompts)
+        seeds = tuple(self.seeds) or tuple(range(FIRST_SEED, FIRST_SEED + len(prompts)))
+        # Lists are welcome too, but what is stored cannot change under a running comparison.
+        object.__setattr__(self, "prompts", prompts)
+        object.__setattr__(self, "seeds", seeds)
+        if not prompts:
+            raise SuiteError(f"Suite {self.name!r} has no prompts. Give it at least one.")
+        for index, prompt in enumerate(prompts):
+            if not isinstance(prompt, str) or not prompt.strip():
+                raise SuiteError(
+                    f"Prompt {index} of suite {self.name!r} is {prompt!r}. "
+                    "Remove it or say what the video should show."
+                )
+        if len(seeds) != len(prompts):
+            raise SuiteError(
+                f"Suite {self.name!r} has {len(prompts)} prompts and {len(seeds)} seeds. "
+                "Give one seed for each prompt, or none to have them numbered."
+            )
+        for index, seed in enumerate(seeds):
+            if not 0 <= seed < 2**63:
+                raise SuiteError(
+                    f"Seed {index} of suite {self.name!r} is {seed}. Use 0 to 2**63 - 1."
+                )
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+def load_suite(path: str | Path, *, name: str | None = None, limit: int | None = None) -> Suite:
+    """Read a suite from a text file in UTF-8, one prompt on a line.
+
+    Blank lines are skipped; lines that occur twice are two samples.
+
+    Args:
+        path: The file.
+        name: Name of the suite; by default the file's name without its ending.
+        limit: Keep only the first so many prompts, at least 1.
+
+    Returns:
+        The prompts in the order of the file, with the default seeds.
+
+    Raises:
+        SuiteError: If the file is missing, cannot be read, has no prompt, or is not UTF-8.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SuiteError(
+            f"There is no prompt file {str(path)!r}. Give a text file with one prompt on a line."
+        )
+    if limit is not None and limit < 1:
+        raise SuiteError(f"limit is {limit}: a suite needs at least 1 prompt.")
+    lines = (_decode(line, number, path) for number, line in enumerate(_lines(path), start=1))
+    prompts = tuple(line.strip() for line in lines if line.strip())[:limit]
+    if not prompts:
+        raise SuiteError(f"{str(path)!r} has no prompts. Write one on each line.")
+    return Suite(name or path.stem, prompts)
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines of a file without the byte order mark that some editors put first."""
+    try:
+        return path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+    except OSError as error:
+        raise SuiteError(
+            f"The prompt file {str(path)!r} cannot be read ({error.strerror}). "
+            "Check its permissions."
+        ) from error
+
+
+def _decode(line: bytes, number: int, path: Path) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SuiteError(
+            f"Line {number} of {str(path)!r} is not UTF-8 (byte {error.start}). "
+            "Save the file as UTF-8."
+        ) from error

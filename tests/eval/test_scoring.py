@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+import torch
+
+from astrolabe_eval import Evaluation, Suite, evaluate_suite, generate, score_suite
+
+SUITE = Suite("demo", tuple(f"level {level}" for level in (10, 200, 90, 40, 150)))
+
+
+def test_scores_follow_the_order_of_the_suite(bright_model, brightness):
+    scores = score_suite(generate(bright_model(0), SUITE, fps=8, batch_size=2), brightness)
+    assert set(scores) == {"brightness", "total"}
+    levels = np.array([10, 200, 90, 40, 150])
+    assert scores["brightness"].dtype == np.float64
+    assert (np.abs(scores["brightness"] - levels - 5) <= 5).all()
+    assert (scores["total"] == 2 * scores["brightness"]).all()
+
+
+def test_an_evaluation_keeps_each_video_beside_its_scores(bright_model, brightness):
+    result = evaluate_suite(bright_model(3), SUITE, brightness, fps=8, batch_size=2)
+    assert result.fps == 8
+    assert [float(video.mean()) for video in result.videos] == list(result.rewards["brightness"])
+    bare = evaluate_suite(bright_model(3), SUITE, brightness, fps=8, keep_videos=False)
+    assert len(bare.videos) == 0
+
+
+def test_judges_do_not_mix_with_rewards(bright_model, brightness):
+    def darkness(batch):
+        assert "score" not in batch.keys()  # noqa: SIM118
+        batch["score", "anything"] = 255 - batch["video", "pixels"][:, :1, 0, 0, 0].float()
+        return batch
+
+    result = evaluate_suite(
+        bright_model(0),
+        SUITE,
+        brightness,
+        fps=8,
+        judges={"darkness": darkness, "again": brightness},
+    )
+    assert set(result.rewards) == {"brightness", "total"}
+    assert set(result.judges) == {"darkness", "again/brightness", "again/total"}
+    assert (result.judges["darkness"] == 255 - result.rewards["brightness"]).all()
+
+
+def _scorer(write):
+    def score(batch):
+        write(batch)
+        return batch
+
+    return score
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda batch: None, "neither"),
+        (
+            lambda batch: batch.set(("score", "bad"), torch.full((len(batch), 1), torch.nan)),
+            "'bad' is nan for sample 0",
+        ),
+        (
+            lambda batch: batch.set(("score", "wide"), torch.zeros(len(batch), 2)),
+            r"'wide' has shape \(5, 2\)",
+        ),
+    ],
+)
+def test_scores_that_are_no_numbers_are_refused(bright_model, write, message):
+    with pytest.raises(ValueError, match=message):
+        score_suite(generate(bright_model(0), SUITE, fps=8), _scorer(write))
+
+
+def test_scores_must_have_the_same_names_in_each_batch(bright_model):
+    names = iter("abcde")
+    scorer = _scorer(lambda batch: batch.set(("score", next(names)), torch.zeros(len(batch), 1)))
+    with pytest.raises(ValueError, match="same names"):
+        score_suite(generate(bright_model(0), SUITE, fps=8, batch_size=2), scorer)
+
+
+def test_evaluations_that_do_not_pair_up_are_refused():
+    suite = Suite("demo", ("a", "b"))
+    row = np.zeros(2)
+    with pytest.raises(ValueError, match="no 'total'"):
+        Evaluation(suite=suite, rewards={"x": row})
+    with pytest.raises(ValueError, match=r"judges\['y'\] has 3 entries for 2 prompts"):
+        Evaluation(suite=suite, rewards={"total": row}, judges={"y": np.zeros(3)})
+    with pytest.raises(ValueError, match="Rename the judge"):
+        Evaluation(suite=suite, rewards={"total": row}, judges={"total": row})
