@@ -1,0 +1,196 @@
+"""mp4 files and ``uint8 [F, 3, H, W]`` arrays, through PyAV.
+
+H.264 in yuv420p with the index at the front: what every browser plays. No sound is written or read.
+"""
+
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from numpy.typing import ArrayLike
+
+from astrolabe_eval.errors import VideoError
+from astrolabe_eval.files import write_atomic
+from astrolabe_eval.frames import Frames, as_frames, upscale
+
+# ITU-T H.273: 1 is BT.709 for primaries, transfer and matrix. Players guess the matrix of untagged
+# files from the picture size, which shifts reds and greens.
+_BT709 = 1
+_LIMITED_RANGE = 1
+
+
+class Video(NamedTuple):
+    """A decoded video: ``frames`` is ``uint8 [F, 3, H, W]``, ``fps`` frames per second."""
+
+    frames: Frames
+    fps: float
+
+
+def encode_mp4(
+    frames: ArrayLike,
+    fps: float,
+    *,
+    min_side: int = 0,
+    max_side: int | None = None,
+    crf: int = 18,
+) -> bytes:
+    """Encode one video as the bytes of an mp4 file.
+
+    Args:
+        frames: ``uint8 [F, 3, H, W]``. Odd sizes grow by one repeated row or column: yuv420p stores
+            colour for blocks of 2 by 2 pixels.
+        fps: Frames per second, above 0.
+        min_side: Enlarge by a whole factor, pixels repeated, until the shorter side has this many
+            pixels (48 becomes 192 with ``min_side=192``).
+        max_side: Shrink until the longer side has at most this many pixels.
+        crf: x264's constant rate factor, 0 (lossless) to 51; 18 looks like the original.
+
+    Returns:
+        A complete file: H.264, yuv420p, BT.709, index at the front.
+
+    Raises:
+        TypeError: If the pixels are not ``uint8``.
+        ValueError: If the shape is not that of one video, or ``fps`` is not above 0.
+
+    Example:
+        >>> import numpy as np
+        >>> grey = np.full((5, 3, 48, 48), 128, dtype=np.uint8)
+        >>> encode_mp4(grey, fps=8)[4:8]
+        b'ftyp'
+    """
+    if not fps > 0:
+        raise ValueError(f"fps is {fps!r}; a video needs more than 0 frames per second.")
+    video = upscale(as_frames(frames), min_side)
+    height, width = _target_size(video.shape[-2], video.shape[-1], max_side)
+    # The index goes to the front in a second pass, for which ffmpeg wants a real file.
+    with tempfile.TemporaryDirectory(prefix="astrolabe-") as folder:
+        path = Path(folder) / "video.mp4"
+        with av.open(path, "w", options={"movflags": "+faststart"}) as container:
+            stream = container.add_stream(
+                "libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": str(crf)}
+            )
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            context = stream.codec_context
+            context.color_primaries = context.color_trc = context.colorspace = _BT709
+            context.color_range = _LIMITED_RANGE
+            for pixels in _pad_to_even(video):
+                picture = av.VideoFrame.from_ndarray(
+                    np.ascontiguousarray(pixels.transpose(1, 2, 0)), format="rgb24"
+                )
+                picture = picture.reformat(
+                    width, height, "yuv420p", dst_colorspace="itu709", interpolation="AREA"
+                )
+                container.mux(stream.encode(picture))
+            container.mux(stream.encode(None))
+        return path.read_bytes()
+
+
+def write_mp4(
+    path: str | Path,
+    frames: ArrayLike,
+    fps: float,
+    *,
+    min_side: int = 0,
+    max_side: int | None = None,
+    crf: int = 18,
+) -> None:
+    """Write one video to ``path``; the file appears only when it is complete.
+
+    Args:
+        path: The file to make or replace; missing folders are made.
+        frames: ``uint8 [F, 3, H, W]``.
+        fps: Frames per second.
+        min_side: As in :func:`encode_mp4`.
+        max_side: As in :func:`encode_mp4`.
+        crf: As in :func:`encode_mp4`.
+
+    Raises:
+        OSError: If the folder cannot be written or the disk is full.
+        TypeError: If the pixels are not ``uint8``.
+        ValueError: As in :func:`encode_mp4`.
+    """
+    data = encode_mp4(frames, fps, min_side=min_side, max_side=max_side, crf=crf)
+    write_atomic(path, data)
+
+
+def read_mp4(path: str | Path) -> Video:
+    """Read all frames of a video file.
+
+    Any container and codec that ffmpeg knows is read; the completeness check is for mp4.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The frames and their mean rate.
+
+    Raises:
+        VideoError: If the file is missing, cut short, or holds no video.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise VideoError(f"There is no video file {str(path)!r}. Check the path.")
+    _check_complete(path)
+    try:
+        with av.open(path) as container:
+            if not container.streams.video:
+                raise VideoError(f"{str(path)!r} holds no video, only other streams.")
+            stream = container.streams.video[0]
+            pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+            fps = float(stream.average_rate or 0)
+    except av.FFmpegError as error:
+        raise VideoError(
+            f"{str(path)!r} cannot be read as a video ({error.strerror}). "
+            "Copy it again, or play it to see whether it is one."
+        ) from error
+    if not pictures or fps <= 0:
+        raise VideoError(f"{str(path)!r} holds no frames. Write it again.")
+    frames = np.stack(pictures).astype(np.uint8, copy=False)  # [F, H, W, 3]
+    return Video(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), fps)
+
+
+def _target_size(height: int, width: int, max_side: int | None) -> tuple[int, int]:
+    """Height and width to encode: even, and no longer than ``max_side``."""
+    height, width = height + height % 2, width + width % 2
+    longest = max(height, width)
+    if max_side is None or longest <= max_side:
+        return height, width
+    scale = max_side / longest
+    return max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2)
+
+
+def _pad_to_even(video: Frames) -> Frames:
+    """Repeat the last row or column of ``[F, 3, H, W]`` where a side is odd."""
+    height, width = video.shape[-2:]
+    return np.pad(video, ((0, 0), (0, 0), (0, height % 2), (0, width % 2)), mode="edge")
+
+
+def _check_complete(path: Path) -> None:
+    """Refuse an mp4 whose boxes announce more bytes than the file has.
+
+    ffmpeg plays what is left of such a file and says nothing (ISO/IEC 14496-12, 4.2: a box starts
+    with its size in 4 bytes and its type in 4).
+    """
+    total = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(12)
+        if start[4:8] != b"ftyp":
+            return
+        position = 0
+        while position < total:
+            file.seek(position)
+            header = file.read(16)
+            size = int.from_bytes(header[:4], "big")
+            if size == 1:  # a 64-bit size follows the type
+                size = int.from_bytes(header[8:16], "big")
+            if size == 0:  # up to the end of the file
+                return
+            if len(header) < 8 or size < 8 or position + size > total:
+                raise VideoError(
+                    f"{str(path)!r} is cut short: it has {total} bytes and its part at byte "
+                    f"{position} announces {max(size, 8)}. Copy or write it again."
+                )
+            position += size
