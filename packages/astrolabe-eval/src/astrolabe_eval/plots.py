@@ -1,0 +1,175 @@
+"""Figures of a report, as the bytes of an SVG or PNG file.
+
+Figures are made from ``matplotlib.figure.Figure`` alone: ``pyplot`` keeps a global list of figures
+and picks a window system, neither of which a library may do.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+
+#: Steps and values of one quantity over a training run, equally long.
+Curve: TypeAlias = tuple[Sequence[float], Sequence[float]]
+Format = Literal["svg", "png"]
+Theme = Literal["light", "dark"]
+
+
+@dataclass(frozen=True)
+class _Colours:
+    """Ink of one theme; the ground is transparent. Blue and orange differ for every eye."""
+
+    text: str
+    grid: str
+    up: str
+    down: str
+
+
+_COLOURS: Final[dict[Theme, _Colours]] = {
+    "light": _Colours(text="#30363d", grid="#d8dee4", up="#1f6feb", down="#d9730d"),
+    "dark": _Colours(text="#c9d1d9", grid="#343b44", up="#58a6ff", down="#f0883e"),
+}
+
+
+def reward_curves(
+    curves: Mapping[str, Curve],
+    *,
+    columns: int = 2,
+    format: Format = "svg",
+    theme: Theme = "light",
+) -> bytes:
+    """Draw quantities over training steps, one panel each.
+
+    Every value is drawn faintly; the strong line is the mean of those around it, a tenth of the run
+    to either side.
+
+    Args:
+        curves: Title of each panel to its steps and values; those not finite are left out.
+        columns: Panels side by side.
+        format: Of the returned file.
+        theme: Dark or light ink, on a transparent ground.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: If there are no curves, or steps and values differ in length.
+    """
+    if not curves:
+        raise ValueError("There are no curves to draw. Give at least one.")
+    colours = _COLOURS[theme]
+    columns = min(columns, len(curves))
+    rows = math.ceil(len(curves) / columns)
+    figure = _figure(4.4 * columns, 2.5 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel, (title, curve) in zip(panels, curves.items(), strict=False):
+        _draw_curve(panel, title, curve, colours)
+    for panel in panels[len(curves) :]:
+        panel.set_axis_off()
+    return _save(figure, format)
+
+
+def paired_differences(
+    differences: ArrayLike,
+    interval: Sequence[float] | None,
+    *,
+    format: Format = "svg",
+    theme: Theme = "light",
+) -> bytes:
+    """Draw the change of each prompt, smallest first, with the mean and its interval.
+
+    Args:
+        differences: ``[n]``, after minus before.
+        interval: Low and high end of the mean difference, drawn as a band. None: no band.
+        format: Of the returned file.
+        theme: Dark or light ink, on a transparent ground.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: If there are no differences.
+    """
+    values = np.sort(np.asarray(differences, dtype=np.float64).ravel())
+    if not len(values):
+        raise ValueError("There are no differences to draw. Compare at least one prompt.")
+    colours = _COLOURS[theme]
+    figure = _figure(5.6, 2.9)
+    panel = figure.subplots()
+    fill = [colours.up if value >= 0 else colours.down for value in values]
+    panel.bar(np.arange(1, len(values) + 1), values, width=0.85, color=fill)
+    if interval is not None:
+        panel.axhspan(interval[0], interval[1], color=colours.text, alpha=0.18, linewidth=0)
+    panel.axhline(float(values.mean()), color=colours.text, linewidth=1.4, linestyle="--")
+    panel.axhline(0, color=colours.text, linewidth=0.8)
+    panel.set_xticks([])
+    panel.set_xlabel("prompts, from least to most improved")
+    panel.set_ylabel("change of total reward")
+    _style(panel, colours)
+    return _save(figure, format)
+
+
+def smooth(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
+    """Mean over each value and up to ``reach`` neighbours to either side.
+
+    >>> smooth(np.array([0.0, 3.0, 0.0, 3.0]), 1)
+    array([1.5, 1. , 2. , 1.5])
+    """
+    index = np.arange(len(values))
+    first = np.maximum(index - reach, 0)
+    last = np.minimum(index + reach + 1, len(values))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    means: NDArray[np.float64] = (sums[last] - sums[first]) / (last - first)
+    return means
+
+
+def _draw_curve(panel: Axes, title: str, curve: Curve, colours: _Colours) -> None:
+    steps = np.asarray(curve[0], dtype=np.float64)
+    values = np.asarray(curve[1], dtype=np.float64)
+    if steps.shape != values.shape:
+        raise ValueError(
+            f"Curve {title!r} has {steps.size} steps and {values.size} values. "
+            "Give one value for each step."
+        )
+    known = np.isfinite(values)
+    steps, values = steps[known], values[known]
+    marker = "." if len(values) == 1 else ""
+    panel.plot(steps, values, color=colours.up, alpha=0.35, linewidth=0.9, marker=marker)
+    panel.plot(steps, smooth(values, len(values) // 10), color=colours.up, linewidth=1.8)
+    # A dollar sign would start a formula.
+    panel.set_title(title.replace("$", r"\$"), fontsize=10, color=colours.text, loc="left")
+    panel.set_xlabel("training step")
+    _style(panel, colours)
+
+
+def _style(panel: Axes, colours: _Colours) -> None:
+    for side, spine in panel.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(colours.grid)
+    panel.tick_params(colors=colours.text, labelsize=8, length=0)
+    panel.xaxis.label.set(color=colours.text, fontsize=8.5)
+    panel.yaxis.label.set(color=colours.text, fontsize=8.5)
+    panel.grid(axis="y", color=colours.grid, linewidth=0.7)
+    panel.set_axisbelow(True)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, inches; the Agg canvas measures text, whatever the file."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, format: Format) -> bytes:
+    # The date is left out, so that the same numbers give the same picture.
+    metadata = {"Date": None} if format == "svg" else {}
+    file = io.BytesIO()
+    figure.savefig(file, format=format, dpi=160, transparent=True, metadata=metadata)
+    return file.getvalue()
