@@ -1,0 +1,257 @@
+"""LoRA on diffusers' Wan transformer: peft's layers, peft's files.
+
+The trained weights of a run are one adapter. Older versions of it ("old", "reference") are copies
+of its values, not adapters of their own, so nothing here switches between adapters. To merge it
+into the base for inference, and back, use diffusers' ``network.fuse_lora()``, ``unfuse_lora()``.
+"""
+
+import difflib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.functional import cast_adapter_dtype
+from peft.tuners.tuners_utils import check_target_module_exists
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from astrolabe_rollout.conversion import difference
+from astrolabe_rollout.errors import CheckpointError
+
+WEIGHTS_FILE: Final = "adapter_model.safetensors"
+CONFIG_FILE: Final = "adapter_config.json"
+
+#: All ten linear layers of a block: two attentions with four each, and the feed-forward's two.
+LORA_TARGETS: Final = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
+
+ADAPTER: Final = "default"  # peft's own name for a single adapter
+PREFIX: Final = "base_model.model."  # of every key in a file of peft
+
+
+def add_lora(
+    network: WanTransformer3DModel,
+    *,
+    rank: int,
+    alpha: int,
+    dropout: float = 0.0,
+    seed: int = 0,
+    targets: Sequence[str] = LORA_TARGETS,
+) -> None:
+    """Add a LoRA that changes nothing yet, and make it all that is trained.
+
+    A layer with weight W becomes ``W + (alpha / rank) B A`` (arXiv 2106.09685). A is drawn by
+    Kaiming's rule from ``seed``, B is 0. Both are float32, whatever the base is.
+
+    Args:
+        network: diffusers' transformer, changed in place. Its own weights are frozen.
+        rank: Rows of A, at least 1.
+        alpha: Scale of the update is ``alpha / rank``; at least 1.
+        dropout: Share of a layer's inputs that the update does not see in training, in [0, 1).
+        seed: Seed of A. Torch's global random state is left as it was.
+        targets: Ends of the names of the linear layers that get an update.
+
+    Raises:
+        TypeError: If ``network`` is not diffusers' transformer.
+        ValueError: If a number is outside its range, a target names no layer, or the network has a
+            LoRA already.
+    """
+    if not isinstance(network, WanTransformer3DModel):
+        raise TypeError(
+            f"network is a {type(network).__name__}, but LoRA goes on diffusers' "
+            "WanTransformer3DModel. Pass the transformer's .network."
+        )
+    if rank < 1 or alpha < 1 or not 0 <= dropout < 1:
+        raise ValueError(
+            f"rank is {rank}, alpha {alpha}, dropout {dropout}. Set the first two to 1 or more "
+            "and dropout to a share in [0, 1)."
+        )
+    if _adapter(network) is not None:
+        raise ValueError(
+            "the network has a LoRA already, and one is all a run trains. Use load_lora to change "
+            "its values, or network.unload_lora() to take it away first."
+        )
+    _check_targets(network, targets)
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=sorted(targets)
+    )
+    _inject(network, config, seed)
+
+
+def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that receive a gradient, by name: with `add_lora`, those of the LoRA alone."""
+    return {name: value for name, value in network.named_parameters() if value.requires_grad}
+
+
+def save_lora(network: WanTransformer3DModel, folder: str | Path) -> None:
+    """Write the LoRA as peft does: ``adapter_model.safetensors`` and ``adapter_config.json``.
+
+    peft reads it with ``PeftModel.from_pretrained(network, folder)``, diffusers with
+    ``network.load_lora_adapter(folder, prefix="base_model.model",
+    weight_name="adapter_model.safetensors")``. Files of an earlier save are replaced at once, so
+    that a crash leaves either.
+
+    Args:
+        network: A network with a LoRA.
+        folder: Made if missing.
+
+    Raises:
+        ValueError: If the network has no LoRA.
+        OSError: If the folder cannot be written.
+    """
+    config = _adapter(network)
+    if config is None:
+        raise ValueError("the network has no LoRA to save. Call add_lora first.")
+    if isinstance(config.target_modules, set):  # in another order every time Python starts
+        config.target_modules = sorted(config.target_modules)
+    # diffusers reads the settings from the weights' header and would take alpha = rank without it.
+    header = {
+        f"{PREFIX}{name}": getattr(config, name)
+        for name in ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora")
+    }
+    weights = {
+        f"{PREFIX}{name}": value.detach().cpu().contiguous()
+        for name, value in get_peft_model_state_dict(network, adapter_name=ADAPTER).items()
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as fresh:
+        config.save_pretrained(fresh)
+        metadata = {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(header, sort_keys=True)}
+        try:
+            save_file(weights, Path(fresh, WEIGHTS_FILE), metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(
+                f"the adapter cannot be written to {str(folder)!r} ({error}). "
+                "Check that the disk has space."
+            ) from error
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            os.replace(Path(fresh, name), folder / name)
+
+
+def load_lora(network: WanTransformer3DModel, folder: str | Path) -> None:
+    """Read a LoRA that `save_lora` or peft wrote; every key and shape must match.
+
+    A network without a LoRA gets one with the file's settings. If it has one, the values are
+    copied into its parameters, which stay the same objects for optimisers and snapshots.
+
+    Args:
+        network: diffusers' transformer. On an error it is left as it was.
+        folder: Holds ``adapter_model.safetensors`` and ``adapter_config.json``.
+
+    Raises:
+        CheckpointError: If a file is missing, damaged, or made for another network or settings.
+    """
+    folder = Path(folder)
+    config, weights = _read_config(folder), _read_weights(folder)
+    present = _adapter(network)
+    if present is not None:
+        for name in ("r", "lora_alpha", "use_rslora"):
+            theirs, ours = getattr(config, name), getattr(present, name)
+            if theirs != ours:
+                raise CheckpointError(
+                    f"the adapter in {str(folder)!r} has {name} {theirs!r}, the network's LoRA has "
+                    f"{ours!r}. Load it into a network made with its settings."
+                )
+    expected = _shapes(network, present or config)
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    if mismatch := difference(expected, found):
+        raise CheckpointError(
+            f"the adapter in {str(folder)!r} does not fit the network: {mismatch}. "
+            f"{_likely_cause(expected, found)}"
+        )
+    if present is None:
+        _inject(network, config, seed=0)
+    set_peft_model_state_dict(network, weights, adapter_name=ADAPTER)
+
+
+def _adapter(network: WanTransformer3DModel) -> LoraConfig | None:
+    configs: Mapping[str, LoraConfig] = getattr(network, "peft_config", {})
+    return configs.get(ADAPTER)
+
+
+def _inject(network: WanTransformer3DModel, config: LoraConfig, seed: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # the layers are born on the CPU
+        network.add_adapter(config, ADAPTER)
+    # Else in the base's dtype, in which small steps of an optimiser would be lost to rounding.
+    cast_adapter_dtype(network, ADAPTER)
+
+
+def _check_targets(network: nn.Module, targets: Sequence[str]) -> None:
+    names = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            near = difflib.get_close_matches(target, LORA_TARGETS, n=1)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            raise ValueError(
+                f"targets names {target!r}, but no linear layer ends so. {hint}"
+                f"The usual targets: {', '.join(LORA_TARGETS)}."
+            )
+
+
+def _shapes(network: nn.Module, config: LoraConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor that a LoRA with this configuration has on this network."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, layer in network.named_modules():
+        if check_target_module_exists(config, name):
+            shapes[f"{name}.lora_A.weight"] = (config.r, layer.in_features)
+            shapes[f"{name}.lora_B.weight"] = (layer.out_features, config.r)
+    return shapes
+
+
+def _read_config(folder: Path) -> LoraConfig:
+    path = folder / CONFIG_FILE
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8"))["peft_type"]
+    except FileNotFoundError:
+        raise CheckpointError(_missing(path)) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{str(path)!r} is not a configuration of peft ({error}). Save the adapter again."
+        ) from error
+    if kind != "LORA":
+        raise CheckpointError(
+            f"{str(path)!r} describes an adapter of type {kind!r}. Only LORA can be loaded."
+        )
+    config: LoraConfig = LoraConfig.from_pretrained(str(folder))
+    return config
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS_FILE
+    try:
+        weights = load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(_missing(path)) from None
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{str(path)!r} is damaged or not a safetensors file ({error}). "
+            "It may have been cut off while it was copied: copy or save it again."
+        ) from error
+    return {name.removeprefix(PREFIX): value for name, value in weights.items()}
+
+
+def _missing(path: Path) -> str:
+    there = ", ".join(sorted(entry.name for entry in path.parent.glob("*"))) or "nothing"
+    return (
+        f"there is no {path.name} in {str(path.parent)!r}, which holds {there}. "
+        "Name the folder that save_lora wrote."
+    )
+
+
+def _likely_cause(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> str:
+    if not expected.keys() & found.keys():
+        return "It is the adapter of another kind of model, or its names are the original ones."
+    if expected.keys() == found.keys():
+        return "It was made for a network of another width, or with another rank."
+    return "It was made for a network with another number of blocks, or with other targets."
