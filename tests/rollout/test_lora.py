@@ -187,7 +187,8 @@ def test_diffusers_merges_and_unmerges_the_lora(saved):
 
 
 def test_two_saves_of_one_adapter_are_the_same_bytes(saved, tmp_path):
-    save_lora(saved[0], tmp_path)
+    for _ in range(3):
+        save_lora(saved[0], tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
     for file in saved[1].iterdir():
         assert file.read_bytes() == (tmp_path / file.name).read_bytes()
@@ -199,7 +200,7 @@ def test_a_full_disk_leaves_the_earlier_save_as_it_was(saved, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
     try:
-        with pytest.raises(OSError, match=r"cannot be written|File too large"):
+        with pytest.raises(OSError, match="File too large"):
             save_lora(trained(seed=8), folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

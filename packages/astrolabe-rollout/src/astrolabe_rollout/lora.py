@@ -20,7 +20,7 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from peft.functional import cast_adapter_dtype
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from astrolabe_rollout.conversion import difference
@@ -95,8 +95,8 @@ def save_lora(network: WanTransformer3DModel, folder: str | Path) -> None:
 
     peft reads it with ``PeftModel.from_pretrained(network, folder)``, diffusers with
     ``network.load_lora_adapter(folder, prefix="base_model.model",
-    weight_name="adapter_model.safetensors")``. Files of an earlier save are replaced at once, so
-    that a crash leaves either.
+    weight_name="adapter_model.safetensors")``. The files of an earlier save are replaced only when
+    the new ones are whole.
 
     Args:
         network: A network with a LoRA.
@@ -104,7 +104,7 @@ def save_lora(network: WanTransformer3DModel, folder: str | Path) -> None:
 
     Raises:
         ValueError: If the network has no LoRA.
-        OSError: If the folder cannot be written.
+        OSError: If the folder cannot be written, or the disk is full.
     """
     config = _adapter(network)
     if config is None:
@@ -124,14 +124,9 @@ def save_lora(network: WanTransformer3DModel, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as fresh:
         config.save_pretrained(fresh)
-        metadata = {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(header, sort_keys=True)}
-        try:
-            save_file(weights, Path(fresh, WEIGHTS_FILE), metadata=metadata)
-        except SafetensorError as error:
-            raise OSError(
-                f"the adapter cannot be written to {str(folder)!r} ({error}). "
-                "Check that the disk has space."
-            ) from error
+        # One entry alone: the order of several would differ from save to save.
+        metadata = {LORA_ADAPTER_METADATA_KEY: json.dumps(header, sort_keys=True)}
+        Path(fresh, WEIGHTS_FILE).write_bytes(save(weights, metadata))
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             os.replace(Path(fresh, name), folder / name)
 
