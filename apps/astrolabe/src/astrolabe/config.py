@@ -1,0 +1,293 @@
+"""Every setting of a run, with every default of the project.
+
+Plain frozen dataclasses: a custom loop can make them without a file and without pydantic. Defaults
+are those of the paper (arXiv 2603.17051, table S1) unless the text of a field says otherwise; a
+recipe holds what differs from them. Values are checked here, types in `astrolabe.load`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Part:
+    """A pluggable part: its name and the arguments of its constructor."""
+
+    name: str
+    """Name in an entry point group (see `astrolabe parts`), or ``module:attribute``."""
+    options: dict[str, Any] = field(default_factory=dict)  # Any: the constructor says what it takes
+    """Keyword arguments of the constructor."""
+
+
+@dataclass(frozen=True)
+class RewardTerm:
+    """One term of the composite reward; its key in ``[rewards]`` names its score."""
+
+    weight: float = 1.0
+    """Factor in the sum; 0 only watches the score."""
+    name: str = ""
+    """Name of the part; empty: the same as the key."""
+    options: dict[str, Any] = field(default_factory=dict)  # Any: the constructor says what it takes
+    """Keyword arguments of the constructor."""
+    mean: float = 0.0
+    """Subtracted from the score before the sum, if ``composite.normalise`` is ``fixed``."""
+    std: float = 1.0
+    """The score is divided by it before the sum, if ``composite.normalise`` is ``fixed``."""
+
+    def __post_init__(self) -> None:
+        _above_zero("std", self.std)
+
+
+@dataclass(frozen=True)
+class Composite:
+    """How the rewards become one number."""
+
+    normalise: Literal["none", "fixed", "running"] = "none"
+    """Sum scores as they are (the paper), in the fixed units of each term, or in running ones."""
+    on_error: Literal["raise", "invalid"] = "raise"
+    """Stop at a score that cannot be had, or leave that video out."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The adapter that is trained; all else is frozen."""
+
+    rank: int = 256
+    """Rank of the two factors, at least 1."""
+    alpha: int = 256
+    """The adapter is scaled by ``alpha / rank``."""
+
+    def __post_init__(self) -> None:
+        _at_least("rank", self.rank, 1)
+        _at_least("alpha", self.alpha, 1)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """How videos are sampled."""
+
+    prompts: str = "tiny_train"
+    """A text file with one prompt per line, or the name of a packaged list (`astrolabe parts`)."""
+    num_prompts: int = 48
+    """Prompts of a step."""
+    group_size: int = 24
+    """Videos of a prompt, which compete; at least 2."""
+    num_frames: int = 21
+    """Latent frames of a window, a whole number of chunks."""
+    windows: int = 1
+    """Windows of a video; more than 1 trains on long video, window by window."""
+
+    def __post_init__(self) -> None:
+        _at_least("num_prompts", self.num_prompts, 1)
+        _at_least("num_frames", self.num_frames, 1)
+        _at_least("windows", self.windows, 1)
+        if self.group_size < 2:
+            raise ValueError(
+                f"group_size is {self.group_size}: the advantage of a lone sample is always 0. "
+                "Set it to 2 or more."
+            )
+
+
+@dataclass(frozen=True)
+class Advantage:
+    """What counts as better than the other videos of the prompt."""
+
+    reward: str = "total"
+    """``total``: the weighted sum (section 3.3); a reward's name: that one alone (algorithm 1)."""
+    std: Literal["global", "group", "none"] = "global"
+    """Divide by the standard deviation of the batch, of the group, or not at all."""
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Where the KL penalty acts."""
+
+    mode: Literal["selective", "uniform", "none"] = "selective"
+    """On samples whose rewards disagree, on all, or on none."""
+    primary: str = "total"
+    """The score that might be gamed: ``total``, or a reward's name."""
+    rank_scope: Literal["batch", "group"] = "batch"
+    """Rank the whole batch (algorithm 1), or each group by itself."""
+    sign: Literal["paper", "public"] = "paper"
+    """``public`` repeats the flipped sign of the public code, for comparison."""
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """How the behaviour policy ("old") and the reference follow the trained policy."""
+
+    old_decay: float = 0.9
+    """Share of itself that "old" keeps after a step, in [0, 1]."""
+    old_slope: float = 0.0
+    """Growth of that share per step."""
+    old_delay: int = 0
+    """Steps before the growth begins."""
+    old_cap: float = 1.0
+    """Largest share."""
+    reference_max_kl: float = 0.15
+    """The reference is renewed when the KL term exceeds this; 0: never for distance."""
+    reference_max_epochs: int = 15
+    """The reference is renewed after so many steps; 0: never for age."""
+
+    def __post_init__(self) -> None:
+        _share("old_decay", self.old_decay)
+        _share("old_cap", self.old_cap)
+        for name in ("old_slope", "old_delay", "reference_max_kl", "reference_max_epochs"):
+            _at_least(name, getattr(self, name), 0)
+
+
+@dataclass(frozen=True)
+class Train:
+    """The optimiser and what it sees."""
+
+    steps: int = 100
+    """Steps: batches that are sampled, scored and learned from."""
+    seed: int = 0
+    """Seed of prompts, noise, adapter and shuffling."""
+    updates: int = 1
+    """Optimiser steps on each batch."""
+    micro_batch: int = 8
+    """Windows that go through the network together; changes memory and speed, not results."""
+    lr: float = 1e-5
+    """Learning rate of AdamW."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's two moments."""
+    eps: float = 1e-8
+    """AdamW's ε."""
+    weight_decay: float = 1e-4
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    noise_levels: Literal["warped", "unwarped"] = "warped"
+    """Train at the levels of sampling, or at ``denoising_steps / 1000`` as the public code does."""
+    context: Literal["clean", "noisy"] = "clean"
+    """What a chunk sees of earlier ones: clean (the paper), or noisy (the public code)."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "updates", "micro_batch"):
+            _at_least(name, getattr(self, name), 1)
+        _above_zero("lr", self.lr)
+        _above_zero("max_grad_norm", self.max_grad_norm)
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}. Take a number from 0 to {2**32 - 1}.")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The report before and after, on prompts that are not trained on."""
+
+    prompts: str = "tiny_heldout"
+    """A text file with one prompt per line, or the name of a packaged list."""
+    num_videos: int = 128
+    """Videos of each of the two models; prompts are repeated with other noise if they run out."""
+    num_frames: int = 0
+    """Latent frames of a video; 0: as in training."""
+    batch_size: int = 32
+    """Videos sampled together."""
+    seed: int = 1_000_000
+    """Seed of the first video's noise; the next ones count up."""
+    judges: dict[str, RewardTerm] = field(default_factory=dict)
+    """Scores that are never trained on; weights mean nothing here."""
+    at_end: bool = True
+    """Write the report when training ends."""
+
+    def __post_init__(self) -> None:
+        _at_least("num_videos", self.num_videos, 2)
+        _at_least("num_frames", self.num_frames, 0)
+        _at_least("batch_size", self.batch_size, 1)
+        _at_least("seed", self.seed, 0)
+
+
+@dataclass(frozen=True)
+class Logging:
+    """What is kept of a run."""
+
+    checkpoint_every: int = 10
+    """Steps between checkpoints; there is always one at the end."""
+    keep: int = 2
+    """Newest checkpoints to keep."""
+    samples_every: int = 10
+    """Steps between sample videos; 0: none."""
+    samples: int = 4
+    """Videos of each of these times."""
+    backends: tuple[Literal["csv", "tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """TorchRL loggers to use beside metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        _at_least("checkpoint_every", self.checkpoint_every, 1)
+        _at_least("keep", self.keep, 1)
+        _at_least("samples_every", self.samples_every, 0)
+        _at_least("samples", self.samples, 1)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run."""
+
+    model: Part = field(default_factory=lambda: Part("tiny"))
+    """The model that is aligned."""
+    rewards: dict[str, RewardTerm] = field(default_factory=dict)
+    """Terms of the composite reward by the name of their score; at least one with a weight."""
+    composite: Composite = field(default_factory=Composite)
+    objective: Part = field(default_factory=lambda: Part("nft"))
+    """The loss."""
+    lora: Lora = field(default_factory=Lora)
+    rollout: Rollout = field(default_factory=Rollout)
+    advantage: Advantage = field(default_factory=Advantage)
+    disagreement: Disagreement = field(default_factory=Disagreement)
+    snapshots: Snapshots = field(default_factory=Snapshots)
+    train: Train = field(default_factory=Train)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    logging: Logging = field(default_factory=Logging)
+
+    def __post_init__(self) -> None:
+        weighted = [name for name, term in self.rewards.items() if term.weight]
+        if not weighted:
+            raise ValueError(
+                "rewards has no term with a weight. Add one, for example "
+                "`--set rewards.sharpness_vq.weight=1`."
+            )
+        if "total" in self.rewards:
+            raise ValueError("rewards.total is the name of the weighted sum. Rename the term.")
+        for where, name in (
+            ("advantage.reward", self.advantage.reward),
+            ("disagreement.primary", self.disagreement.primary),
+        ):
+            if name != "total" and name not in self.rewards:
+                raise ValueError(
+                    f"{where} is {name!r}, which is no reward of this run. "
+                    f"Choose from: total, {', '.join(self.rewards)}."
+                )
+        alone = len(weighted) == 1 and self.disagreement.mode == "selective"
+        if alone:
+            raise ValueError(
+                f"disagreement.mode is 'selective' but {weighted[0]!r} is the only reward, so none "
+                "can disagree. Add a second one, or set disagreement.mode to 'uniform' or 'none'."
+            )
+        twice = sorted(self.rewards.keys() & self.evaluation.judges.keys())
+        if twice:
+            raise ValueError(
+                f"evaluation.judges.{twice[0]} is a reward of this run too, and a judge must not "
+                "be trained on. Remove it from one of the two."
+            )
+        videos = self.rollout.num_prompts * self.rollout.group_size * self.rollout.windows
+        if videos % self.train.updates:
+            raise ValueError(
+                f"train.updates is {self.train.updates}, which does not divide the {videos} "
+                "windows of a step. Choose a divisor."
+            )
+
+
+def _at_least(name: str, value: float, low: int) -> None:
+    if value < low:
+        raise ValueError(f"{name} is {value}. Set it to {low} or more.")
+
+
+def _above_zero(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} is {value}. Set it above 0.")
+
+
+def _share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value}. Give a share from 0 to 1.")

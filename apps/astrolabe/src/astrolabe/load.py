@@ -1,0 +1,228 @@
+"""Recipes and ``--set`` to a checked `Run`; every mistake is named with its place and its key.
+
+The only file that knows pydantic. A recipe is a TOML file that holds what differs from the defaults
+in `astrolabe.config`. Left out on purpose: recipes do not include one another; several are given
+instead, and a later one wins.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from astrolabe.config import Run
+from astrolabe.errors import ConfigError
+
+#: A parsed TOML table. Any: what is in it is only known after the check.
+Table = dict[str, Any]
+
+_WANTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "dataclass_type": "a table",
+    "dict_type": "a table",
+    "tuple_type": "a list",
+}
+
+
+def recipe_names() -> list[str]:
+    """Names of the packaged recipes."""
+    folder = files("astrolabe") / "recipes"
+    return sorted(path.name[:-5] for path in folder.iterdir() if path.name.endswith(".toml"))
+
+
+def load(recipes: Sequence[str], overrides: Sequence[str] = ()) -> Run:
+    """Combine recipes and overrides into one checked run.
+
+    Args:
+        recipes: Names of packaged recipes or paths of ``.toml`` files; a later one wins.
+        overrides: ``"a.b=value"`` each, applied last. The value is TOML; what is no TOML is a text.
+
+    Returns:
+        The run, with every default filled in.
+
+    Raises:
+        ConfigError: If a recipe cannot be read, or a setting is unknown, of the wrong type, out of
+            range, or does not go with another one.
+
+    Example:
+        >>> load(["tiny"], ["train.steps=2"]).train.steps
+        2
+    """
+    table = _defaults()
+    origins: dict[str, str] = {}
+    for recipe in recipes:
+        origin = f"recipe {recipe!r}"
+        _merge(table, _read(recipe), origin, origins)
+    for text in overrides:
+        _merge(table, _override(text), f"--set {text}", origins)
+    return _check(table, origins, " + ".join(f"{recipe!r}" for recipe in recipes) or "defaults")
+
+
+def read_recipe(name: str) -> str:
+    """Return the text of a packaged recipe or of a ``.toml`` file.
+
+    Raises:
+        ConfigError: If there is none, or it is not UTF-8 text.
+    """
+    if name.endswith(".toml"):
+        source, found = Path(name), Path(name).is_file()
+    else:
+        source, found = Path(str(files("astrolabe") / "recipes" / f"{name}.toml")), False
+        found = name in recipe_names()
+    if not found:
+        close = get_close_matches(name.removesuffix(".toml"), recipe_names(), n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(
+            f"there is no recipe {name!r}.{hint} Known: {', '.join(recipe_names())}; "
+            "or give the path of a .toml file."
+        )
+    try:
+        return source.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"recipe {name!r} is not UTF-8 text (byte {error.start}). Save it as UTF-8."
+        ) from error
+
+
+def to_json(run: Run) -> str:
+    """Write a run as JSON, which `from_json` reads back to an equal run."""
+    return json.dumps(asdict(run), indent=2) + "\n"
+
+
+def from_json(path: Path) -> Run:
+    """Read the configuration of a run folder.
+
+    Raises:
+        ConfigError: If the file is missing, no JSON, or holds what `load` would refuse.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{str(path.parent)!r} has no {path.name}, so it is no run folder. "
+            "Give the folder that `astrolabe train` wrote."
+        ) from None
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ConfigError(
+            f"{str(path)!r} cannot be read ({error}). Take it from a backup."
+        ) from error
+    if not isinstance(table, dict):
+        raise ConfigError(f"{str(path)!r} holds no table of settings. Take it from a backup.")
+    return _check(table, {}, repr(str(path)))
+
+
+def _defaults() -> Table:
+    """Every default as a table, so that a recipe may change one entry of a part."""
+    table: Table = {}
+    for item in fields(Run):
+        default: Any = item.default_factory  # Any: typeshed's mark for "none" has no call
+        value = default()
+        table[item.name] = asdict(value) if is_dataclass(value) else value
+    return table
+
+
+def _read(recipe: str) -> Table:
+    text = read_recipe(recipe)
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"recipe {recipe!r} is no TOML: {error}. Mend that line.") from error
+
+
+def _override(text: str) -> Table:
+    """``a.b=value`` as nested tables."""
+    path, equals, value = text.partition("=")
+    keys = [key.strip() for key in path.split(".")]
+    if not equals or not all(keys):
+        raise ConfigError(
+            f"--set {text}: this is no assignment. Write it as key=value, such as train.lr=2e-5."
+        )
+    parsed: Any = value.strip()  # Any: whatever TOML holds
+    try:
+        document = tomllib.loads(f"value = {value}")
+        if list(document) == ["value"]:
+            parsed = document["value"]
+    except tomllib.TOMLDecodeError:
+        pass  # a bare text, such as a path
+    for key in reversed(keys):
+        parsed = {key: parsed}
+    table: Table = parsed
+    return table
+
+
+def _merge(
+    into: Table, table: Table, origin: str, origins: dict[str, str], prefix: str = ""
+) -> None:
+    """Lay ``table`` over ``into`` and note where each key came from."""
+    for key, value in table.items():
+        path = f"{prefix}{key}"
+        origins[path] = origin
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value, origin, origins, f"{path}.")
+        elif isinstance(value, dict):
+            into[key] = {}
+            _merge(into[key], value, origin, origins, f"{path}.")
+        else:
+            into[key] = value
+
+
+def _check(table: Table, origins: Mapping[str, str], source: str) -> Run:
+    _refuse_unknown(table, Run, origins, source)
+    try:
+        return TypeAdapter(Run).validate_json(json.dumps(table, default=str), strict=True)
+    except ValidationError as error:
+        problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"] if isinstance(part, (str, int)))
+    if problem["type"] == "value_error":
+        message = str(problem["ctx"]["error"])
+        path = f"{where}.{message.split(' ', 1)[0]}" if where else message.split(" ", 1)[0]
+        message = f"{where}.{message}" if where else message
+        raise ConfigError(f"{_origin(path, origins, source)}: {message}")
+    wanted = _WANTED.get(problem["type"], "")
+    if problem["type"] == "literal_error":
+        wanted = f"one of {problem['ctx']['expected']}"
+    must = f"It must be {wanted}." if wanted else f"{problem['msg']}."
+    raise ConfigError(f"{_origin(where, origins, source)}: {where} is {problem['input']!r}. {must}")
+
+
+def _origin(path: str, origins: Mapping[str, str], source: str) -> str:
+    """Where a setting was written: the longest known beginning of its path."""
+    parts = path.split(".")
+    for end in range(len(parts), 0, -1):
+        if found := origins.get(".".join(parts[:end])):
+            return found
+    return source
+
+
+def _refuse_unknown(
+    table: Table, kind: Any, origins: Mapping[str, str], source: str, prefix: str = ""
+) -> None:
+    """Refuse keys that the dataclass ``kind`` (Any: typeshed cannot say so) does not have."""
+    hints = get_type_hints(kind)
+    known = [item.name for item in fields(kind)]
+    for key, value in table.items():
+        path = f"{prefix}{key}"
+        if key not in known:
+            close = get_close_matches(key, known, n=1)
+            hint = f" Did you mean {prefix}{close[0]}?" if close else ""
+            raise ConfigError(
+                f"{_origin(path, origins, source)}: there is no setting {path}.{hint} "
+                f"{prefix.rstrip('.') or 'A run'} has: {', '.join(known)}."
+            )
+        if not isinstance(value, dict):
+            continue
+        if is_dataclass(hints[key]):
+            _refuse_unknown(value, hints[key], origins, source, f"{path}.")
+        elif get_origin(hints[key]) is dict and is_dataclass(term := get_args(hints[key])[1]):
+            for name, entry in value.items():
+                if isinstance(entry, dict):
+                    _refuse_unknown(entry, term, origins, source, f"{path}.{name}.")

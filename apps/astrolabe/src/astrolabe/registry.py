@@ -1,0 +1,128 @@
+"""Parts by name: entry points, or ``module:attribute``.
+
+The built-in parts use the same door as anybody's: a package that declares an entry point in one of
+the groups below is found. Nothing is imported before it is asked for. The signature of a part's
+constructor is the schema of its options.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, get_args
+
+from astrolabe.errors import ConfigError
+
+Kind = Literal["models", "rewards", "objectives", "suites"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+#: A class or function that makes a part. Any: parts of one kind share a duty, not a type.
+Maker = Callable[..., Any]
+
+
+def names(kind: Kind) -> dict[str, str]:
+    """Installed parts of a kind: name to ``module:attribute``, by name."""
+    found = {entry.name: entry.value for entry in entry_points(group=f"astrolabe.{kind}")}
+    return dict(sorted(found.items()))
+
+
+def find(kind: Kind, name: str, where: str) -> Maker:
+    """Import a part.
+
+    Args:
+        kind: Its group.
+        name: Its name there, or ``module:attribute``.
+        where: The setting that names it, for the message.
+
+    Raises:
+        LookupError: If there is none of this name, or it cannot be imported.
+    """
+    if ":" in name:
+        return _import(EntryPoint(name, name, f"astrolabe.{kind}"), where)
+    known = names(kind)
+    if name not in known:
+        close = get_close_matches(name, known, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise LookupError(
+            f"{where}: there is no {name!r} among the astrolabe.{kind}.{hint} "
+            f"Known: {', '.join(known) or 'none'}; or write module:attribute."
+        )
+    return _import(EntryPoint(name, known[name], f"astrolabe.{kind}"), where)
+
+
+def build(
+    kind: Kind,
+    name: str,
+    options: Mapping[str, Any],  # Any: the constructor says what it takes
+    *fixed: Any,  # Any: what the app itself hands in
+    where: str,
+) -> Any:  # Any: see Maker
+    """Make a part from its options.
+
+    Args:
+        kind: Its group.
+        name: Its name there, or ``module:attribute``.
+        options: Keyword arguments from the settings, checked against the signature.
+        fixed: Positional arguments that the app provides and settings cannot.
+        where: The table of settings that describes it, such as ``rewards.hpsv3``.
+
+    Raises:
+        LookupError: If there is no such part.
+        ConfigError: If an option is unknown, missing, or refused by the part.
+    """
+    make = find(kind, name, where)
+    provided, known = len(fixed), options_of(make)
+    allowed = list(known)[provided:]
+    for option in options:
+        if option not in allowed and not _takes_anything(make):
+            close = get_close_matches(option, allowed, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(
+                f"{where}.options: {name!r} has no option {option!r}.{hint} "
+                f"It takes: {', '.join(allowed) or 'none'}."
+            )
+    required = [option for option in allowed if known[option].default is inspect.Parameter.empty]
+    missing = [option for option in required if option not in options]
+    if missing:
+        raise ConfigError(
+            f"{where}.options: {name!r} needs the option {missing[0]!r}. "
+            f"Give it with --set {where}.options.{missing[0]}=VALUE."
+        )
+    try:
+        return make(*fixed, **options)
+    except (TypeError, ValueError) as error:
+        # Only a refusal of the options is the user's mistake; the same errors without any
+        # option, or of a file that does not fit, come from elsewhere and keep their own type.
+        if type(error) not in (TypeError, ValueError) or not options:
+            raise
+        raise ConfigError(f"{where}.options: {error}") from error
+
+
+def options_of(make: Maker) -> dict[str, inspect.Parameter]:
+    """Named parameters of a part's constructor, in order."""
+    return {
+        name: parameter
+        for name, parameter in inspect.signature(make).parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
+
+
+def _takes_anything(make: Maker) -> bool:
+    parameters = inspect.signature(make).parameters.values()
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _import(entry: EntryPoint, where: str) -> Maker:
+    module, _, attribute = entry.value.partition(":")
+    try:
+        found: Any = import_module(module)  # Any: a module, then what is in it
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise LookupError(
+            f"{where}: {entry.value!r} cannot be imported ({error}). "
+            "Install the package that holds it, or correct the name."
+        ) from error
+    maker: Maker = found
+    return maker

@@ -1,0 +1,154 @@
+from dataclasses import fields, is_dataclass
+from itertools import pairwise
+
+import pytest
+
+from astrolabe.config import Advantage, Disagreement, RewardTerm, Rollout, Run, Train
+from astrolabe.errors import ConfigError
+from astrolabe.load import from_json, load, recipe_names, to_json
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_loads(name):
+    assert load([name]).rewards
+
+
+def test_later_recipe_and_override_win(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text("[train]\nsteps = 7\nlr = 3e-4\n")
+    run = load(["tiny", str(mine)], ["train.lr=2e-4"])
+    assert (run.train.steps, run.train.lr) == (7, 2e-4)
+    assert run.rollout == load(["tiny"]).rollout
+
+
+def test_a_table_of_rewards_is_merged_by_name():
+    run = load(["tiny"], ["rewards.flow_mq.weight=0.5", "rewards.mine.name=a.b:C"])
+    assert run.rewards["flow_mq"] == RewardTerm(weight=0.5)
+    assert run.rewards["mine"].name == "a.b:C"
+    assert run.rewards["tiny_ta"] == RewardTerm()
+
+
+def test_override_without_quotes_is_a_text():
+    assert load(["tiny"], ["rollout.prompts=my prompts.txt"]).rollout.prompts == "my prompts.txt"
+
+
+def test_a_whole_number_is_a_number():
+    assert load(["tiny"], ["train.lr=1"]).train.lr == 1.0
+
+
+def test_saved_settings_read_back_to_the_same_run(tmp_path):
+    run = load(["tiny"], ["train.betas=[0.8, 0.9]", "objective.options.beta=0.1"])
+    (tmp_path / "config.json").write_text(to_json(run))
+    assert from_json(tmp_path / "config.json") == run
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trian.steps=2", r"no setting trian\. Did you mean train\?"),
+        ("train.step=2", r"no setting train\.step\. Did you mean train\.steps\?"),
+        ("rewards.flow_mq.wieght=2", r"Did you mean rewards\.flow_mq\.weight\?"),
+        ("evaluation.judges.a.weigth=2", r"Did you mean evaluation\.judges\.a\.weight\?"),
+        ("train.steps=ten", r"train\.steps is 'ten'\. It must be a whole number"),
+        ("train.steps=2.5", r"train\.steps is 2\.5\. It must be a whole number"),
+        ("train.steps=true", r"train\.steps is True\. It must be a whole number"),
+        ("train.lr='1e-4'", r"train\.lr is '1e-4'\. It must be a number"),
+        ("evaluation.at_end=1", r"evaluation\.at_end is 1\. It must be true or false"),
+        ("rollout.prompts=3", r"rollout\.prompts is 3\. It must be a text"),
+        ("model=tiny", r"model is 'tiny'\. It must be a table"),
+        ("advantage.std=golbal", r"one of 'global', 'group' or 'none'"),
+        ("logging.backends=['wanbd']", r"one of 'csv', 'tensorboard'"),
+        ("train.steps=0", r"train\.steps is 0\. Set it to 1 or more"),
+        ("train.lr=nan", r"train\.lr is nan\. Set it above 0"),
+        ("rollout.group_size=1", r"rollout\.group_size is 1: .* Set it to 2 or more"),
+        ("snapshots.old_decay=1.5", r"snapshots\.old_decay is 1\.5\. Give a share"),
+        ("advantage.reward=hpsv3", r"advantage\.reward is 'hpsv3', which is no reward"),
+        ("disagreement.primary=x", r"Choose from: total, sharpness_vq"),
+        ("train.updates=7", r"does not divide the 96 windows"),
+        ("evaluation.judges.flow_mq.weight=1", r"judges\.flow_mq is a reward of this run too"),
+        ("rewards.total.weight=1", r"rewards\.total is the name of the weighted sum"),
+        ("train.steps", r"no assignment"),
+        ("=3", r"no assignment"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_place(override, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(["tiny"], [override])
+    assert str(caught.value).startswith(f"--set {override}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_in_a_file_names_the_file(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text("[rollout]\ngroup_size = 1\n")
+    with pytest.raises(ConfigError, match=r"mine\.toml'.*rollout\.group_size is 1"):
+        load(["tiny", str(mine)])
+
+
+def test_broken_toml_names_file_and_line(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text("[train]\nsteps = = 3\n")
+    with pytest.raises(ConfigError, match=r"mine\.toml' is no TOML: .*line 2"):
+        load([str(mine)])
+
+
+def test_a_recipe_that_is_not_utf8_is_refused(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_bytes(b'[model]\nname = "t\xff"\n')
+    with pytest.raises(ConfigError, match=r"mine\.toml' is not UTF-8"):
+        load([str(mine)])
+
+
+def test_unknown_recipe_suggests_the_nearest():
+    with pytest.raises(ConfigError, match=r"no recipe 'tiyn'\. Did you mean 'tiny'\?"):
+        load(["tiyn"])
+
+
+def test_a_run_without_rewards_is_refused():
+    with pytest.raises(ConfigError, match="rewards has no term with a weight"):
+        load([])
+
+
+def test_a_lone_reward_cannot_disagree():
+    with pytest.raises(ValueError, match="is the only reward"):
+        Run(rewards={"a": RewardTerm()})
+    assert Run(rewards={"a": RewardTerm()}, disagreement=Disagreement(mode="none"))
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"train": {"steps": "x"}}', "{"])
+def test_foreign_settings_in_a_run_folder_are_refused(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        from_json(tmp_path / "config.json")
+
+
+def test_a_folder_without_settings_is_no_run_folder(tmp_path):
+    with pytest.raises(ConfigError, match="is no run folder"):
+        from_json(tmp_path / "config.json")
+
+
+def test_every_setting_is_documented_beside_its_default():
+    import ast
+    import inspect
+
+    from astrolabe import config
+
+    def undocumented(kind):
+        body = ast.parse(inspect.getsource(kind)).body[0].body
+        names = {
+            node.target.id
+            for node, after in pairwise(body)
+            if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr)
+        }
+        return [item.name for item in fields(kind) if item.name not in names]
+
+    kinds = [kind for kind in vars(config).values() if is_dataclass(kind) and kind is not Run]
+    assert len(kinds) == 11
+    assert {kind.__name__: undocumented(kind) for kind in kinds if undocumented(kind)} == {}
+
+
+def test_defaults_are_those_of_the_paper():
+    train, rollout = Train(), Rollout()
+    assert (train.lr, train.weight_decay, train.max_grad_norm) == (1e-5, 1e-4, 1.0)
+    assert (rollout.group_size, rollout.num_prompts, rollout.num_frames) == (24, 48, 21)
+    assert (Advantage().std, Disagreement().mode) == ("global", "selective")
