@@ -1,0 +1,279 @@
+"""Named copies of the trained parameters: ``old`` samples the data, ``reference`` anchors the KL.
+
+One frozen base serves policy, old and reference: only what is trained (a LoRA adapter, or all of a
+small network) is copied. A copy is *used* by writing its values into the live parameters, in place,
+and putting the live values back. In place has two virtues: it is exact under FSDP2, where
+exchanging storages is silently ignored, and autograd itself refuses a swap between forward and
+backward.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from astrolabe_objectives.errors import SnapshotError
+from astrolabe_objectives.schedules import OldDecay, ReferenceReset
+
+OLD = "old"
+REFERENCE = "reference"
+
+_OLD_DECAY = OldDecay()
+_REFERENCE_RESET = ReferenceReset()
+
+
+class Snapshots:
+    """Named copies of the trainable parameters of one network.
+
+    Every copy starts equal to the live parameters. Parameters that do not require a gradient when
+    this object is made are neither copied nor touched. Under FSDP2 each rank holds the copies of
+    its own shards.
+
+    Args:
+        parameters: The network, after `fully_shard` if it is used, or its parameters by name.
+        names: Names of the copies, such as ``"old"`` and ``"reference"``.
+        old_decay: ``γ(step)`` for ``old`` in `advance`.
+        reference_reset: ``(kl, epochs) -> bool`` for ``reference`` in `advance`.
+
+    Raises:
+        ValueError: If nothing is trainable, no name is given, or sharded parameters are given
+            without their network.
+
+    Example:
+        >>> network = nn.Linear(2, 2)
+        >>> snapshots = Snapshots(network, "old")
+        >>> with torch.no_grad():
+        ...     _ = network.bias.fill_(3.0)
+        >>> with snapshots.use("old"):
+        ...     bool((network.bias == 3.0).all())
+        False
+        >>> bool((network.bias == 3.0).all())
+        True
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter] | nn.Module,
+        *names: str,
+        old_decay: Callable[[int], float] = _OLD_DECAY,
+        reference_reset: Callable[[float, int], bool] = _REFERENCE_RESET,
+    ) -> None:
+        self._network = parameters if isinstance(parameters, nn.Module) else None
+        if isinstance(parameters, nn.Module):
+            parameters = dict(parameters.named_parameters())
+        self._live = {
+            key: parameter for key, parameter in parameters.items() if parameter.requires_grad
+        }
+        if not self._live:
+            raise ValueError(
+                "no parameter requires a gradient, so there is nothing to copy. "
+                "Add the LoRA adapter, or unfreeze the network, before making Snapshots."
+            )
+        if self.sharded and self._network is None:
+            raise ValueError(
+                "the parameters are sharded, but were given by name. Give Snapshots the network "
+                "itself: it has to drop the gathered weights that FSDP keeps between passes."
+            )
+        if not names:
+            raise ValueError('Snapshots got no names. Name the copies, such as "old", "reference".')
+        self._copies = {name: self._clone() for name in names}
+        self._old_decay = old_decay
+        self._reference_reset = reference_reset
+        self._epochs = 0
+        self._in_use: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the copies."""
+        return tuple(self._copies)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the parameters live on several ranks, which must then all run the same passes."""
+        return any(isinstance(parameter, DTensor) for parameter in self._live.values())
+
+    @contextmanager
+    def use(self, name: str) -> Iterator[None]:
+        """Run a block of code, without gradient, with the values of copy ``name``.
+
+        The live values are back, bit for bit, when the block ends, also after an exception.
+
+        Raises:
+            SnapshotError: If there is no copy ``name``.
+            RuntimeError: If a copy is in use already.
+        """
+        copy = self._copy(name)
+        self._refuse_while_in_use(f"use {name!r}")
+        with torch.no_grad():
+            live = self._clone()
+            self._in_use = name
+            try:
+                self._write(copy)
+                yield
+            finally:
+                self._write(live)
+                self._in_use = None
+
+    def bind(self, name: str, module: TensorDictModuleBase) -> TensorDictModuleBase:
+        """Return a TensorDict module that runs ``module`` under ``use(name)``.
+
+        Raises:
+            SnapshotError: If there is no copy ``name``.
+        """
+        self._copy(name)
+        return _Bound(self, name, module)
+
+    def refresh(self, name: str) -> None:
+        """Set copy ``name`` to the live values."""
+        self.ema(name, decay=0.0)
+
+    @torch.no_grad()
+    def ema(self, name: str, decay: float) -> None:
+        """Move copy ``name`` towards the live values, ``copy ← γ copy + (1-γ) live``.
+
+        Args:
+            name: Which copy.
+            decay: ``γ`` in [0, 1]; 0 sets the copy to the live values exactly.
+
+        Raises:
+            ValueError: If ``decay`` is outside [0, 1].
+        """
+        if not 0.0 <= decay <= 1.0:
+            raise ValueError(f"decay of snapshot {name!r} is {decay!r}. Give a share from 0 to 1.")
+        copy = self._copy(name)
+        self._refuse_while_in_use(f"update {name!r}")
+        for key, parameter in self._live.items():
+            copy[key].lerp_(_local(parameter), 1.0 - decay)
+
+    @torch.no_grad()
+    def deviation(self, name: str) -> float:
+        """Root mean square difference between the live values and copy ``name`` (this rank's)."""
+        copy = self._copy(name)
+        self._refuse_while_in_use(f"measure {name!r}")
+        squares = [
+            (_local(parameter).double() - copy[key].double()).square().sum()
+            for key, parameter in self._live.items()
+        ]
+        count = sum(values.numel() for values in copy.values())
+        return float((torch.stack(squares).sum() / count).sqrt())
+
+    def advance(self, step: int, kl: float) -> dict[str, float]:
+        """Close an epoch: ``old`` follows the policy, ``reference`` is renewed if it is time.
+
+        A copy of another name, or a missing ``old`` or ``reference``, is left alone.
+
+        Args:
+            step: Number of this epoch, from 0.
+            kl: Mean KL term of this epoch, before its coefficient; the same on every rank.
+
+        Returns:
+            Metrics: ``snapshot/old_decay``, ``snapshot/reference_reset`` (0 or 1) and
+            ``snapshot/reference_epochs`` since the last reset.
+        """
+        metrics: dict[str, float] = {}
+        if REFERENCE in self._copies:
+            reset = self._reference_reset(kl, self._epochs + 1)
+            if reset:
+                self.refresh(REFERENCE)
+            self._epochs = 0 if reset else self._epochs + 1
+            metrics["snapshot/reference_reset"] = float(reset)
+            metrics["snapshot/reference_epochs"] = float(self._epochs)
+        if OLD in self._copies:
+            decay = self._old_decay(step)
+            self.ema(OLD, decay)
+            metrics["snapshot/old_decay"] = decay
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:  # values: tensors by name, and a counter
+        """Return the copies, not the live parameters, and the age of the reference."""
+        return {
+            "copies": {name: dict(copy) for name, copy in self._copies.items()},
+            "epochs": self._epochs,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave, bit for bit.
+
+        Raises:
+            SnapshotError: If names, parameters or shapes differ from this object's.
+        """
+        saved = state["copies"]
+        if set(saved) != set(self._copies):
+            raise SnapshotError(
+                f"the saved snapshots are {sorted(saved)}, this run has {sorted(self._copies)}. "
+                "Resume with the settings that the run was started with."
+            )
+        for name, copy in self._copies.items():
+            shapes = {key: tuple(values.shape) for key, values in copy.items()}
+            found = {key: tuple(values.shape) for key, values in saved[name].items()}
+            if found != shapes:
+                key, shape = sorted(set(shapes.items()) ^ set(found.items()))[0]
+                raise SnapshotError(
+                    f"saved snapshot {name!r} does not fit the trained parameters, first at "
+                    f"{key!r} of shape {shape}. Resume with the model and LoRA rank of its run."
+                )
+        for name, copy in self._copies.items():
+            for key, values in copy.items():
+                values.copy_(saved[name][key])
+        self._epochs = state["epochs"]
+
+    def _copy(self, name: str) -> dict[str, Tensor]:
+        if name not in self._copies:
+            close = get_close_matches(name, self._copies, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise SnapshotError(
+                f"there is no snapshot {name!r}.{hint} This run has {sorted(self._copies)}; "
+                "name the missing one when you make Snapshots."
+            )
+        return self._copies[name]
+
+    def _refuse_while_in_use(self, verb: str) -> None:
+        if self._in_use is not None:
+            raise RuntimeError(
+                f"cannot {verb} while {self._in_use!r} is in use: the network does not hold the "
+                "live values now. Leave the `with snapshots.use(...)` block first."
+            )
+
+    @torch.no_grad()
+    def _clone(self) -> dict[str, Tensor]:
+        return {key: _local(parameter).clone() for key, parameter in self._live.items()}
+
+    def _write(self, values: Mapping[str, Tensor]) -> None:
+        for key, parameter in self._live.items():
+            _local(parameter).copy_(values[key])
+        for module in self._network.modules() if self._network is not None else ():
+            # FSDP keeps the root's gathered weights after a forward pass, to save the gather of
+            # the backward pass; the next pass would run with the values of this one.
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
+def _local(parameter: nn.Parameter) -> Tensor:
+    """Values of a parameter on this rank, sharing memory and autograd's version counter."""
+    # Not `.data`: it has a version counter of its own, and autograd would miss the swap.
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()
+
+
+class _Bound(TensorDictModuleBase):
+    """A module that always runs with one copy's values."""
+
+    def __init__(self, snapshots: Snapshots, name: str, module: TensorDictModuleBase) -> None:
+        super().__init__()
+        self.module = module
+        self.in_keys = list(module.in_keys)
+        self.out_keys = list(module.out_keys)
+        self._snapshots = snapshots
+        self._name = name
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Run the module with the values of the copy."""
+        with self._snapshots.use(self._name):
+            return self.module(tensordict)

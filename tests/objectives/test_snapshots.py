@@ -1,0 +1,270 @@
+import copy
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import distribute_tensor
+
+from astrolabe_objectives import OldDecay, ReferenceReset, SnapshotError, Snapshots
+
+
+def values(network):
+    return {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+
+
+def same(one, other):
+    return all(one[name].equal(other[name]) for name in one)
+
+
+def test_a_used_copy_has_the_values_of_its_time_and_live_values_return(network, snapshots, nudge):
+    before = values(network)
+    nudge(network)
+    after = values(network)
+    with snapshots.use("old"):
+        assert same(values(network), before)
+    assert same(values(network), after)
+    assert not same(before, after)
+
+
+def test_live_values_return_after_an_exception(network, snapshots, nudge):
+    nudge(network)
+    after = values(network)
+    with pytest.raises(ZeroDivisionError), snapshots.use("old"):
+        _ = 1 / 0
+    assert same(values(network), after)
+    with snapshots.use("old"):
+        pass
+
+
+def test_parameters_keep_their_identity_and_memory(network, snapshots):
+    before = [(id(p), p.data_ptr()) for p in network.parameters()]
+    with snapshots.use("old"):
+        assert [(id(p), p.data_ptr()) for p in network.parameters()] == before
+    assert [(id(p), p.data_ptr()) for p in network.parameters()] == before
+
+
+def test_nothing_records_a_gradient_while_a_copy_is_in_use(network, snapshots, clips):
+    clips["noisy", "latents"] = clips["video", "latents"]
+    clips["noisy", "sigma"] = torch.ones(6, 3)
+    with snapshots.use("old"):
+        assert not network(clips)["denoised", "latents"].requires_grad
+    assert network(clips)["denoised", "latents"].requires_grad
+
+
+def test_frozen_parameters_are_not_copied(network, snapshots):
+    with torch.no_grad():
+        network.frozen.weight.fill_(5.0)
+    with snapshots.use("old"):
+        assert (network.frozen.weight == 5.0).all()
+    copied = snapshots.state_dict()["copies"]["old"]
+    assert sorted(copied) == ["adapter.bias", "adapter.weight", "head.bias", "head.weight"]
+
+
+def test_autograd_refuses_a_swap_between_forward_and_backward(network, snapshots, clips):
+    clips["noisy", "latents"] = clips["video", "latents"]
+    clips["noisy", "sigma"] = torch.ones(6, 3)
+    total = network(clips)["denoised", "latents"].square().sum()
+    with snapshots.use("old"):
+        pass
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
+def test_nested_use_is_refused(snapshots):
+    with (
+        snapshots.use("old"),
+        pytest.raises(RuntimeError, match="cannot use 'reference' while 'old' is in use"),
+        snapshots.use("reference"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("change", ["refresh", "deviation"])
+def test_copies_cannot_be_compared_with_live_values_that_are_away(snapshots, change):
+    with snapshots.use("old"), pytest.raises(RuntimeError, match="does not hold the live values"):
+        getattr(snapshots, change)("reference")
+
+
+def test_moving_average_is_the_weighted_mean(network, snapshots, nudge):
+    before = values(network)
+    nudge(network)
+    after = values(network)
+    snapshots.ema("old", decay=0.75)
+    with snapshots.use("old"):
+        for name, value in values(network).items():
+            torch.testing.assert_close(value, 0.75 * before[name] + 0.25 * after[name])
+
+
+def test_refresh_copies_the_live_values_exactly(network, snapshots, nudge):
+    nudge(network)
+    snapshots.refresh("old")
+    assert snapshots.deviation("old") == 0.0
+    assert snapshots.deviation("reference") > 0.0
+
+
+def test_deviation_is_the_root_mean_square_over_trained_parameters(network, snapshots):
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.25
+    assert snapshots.deviation("old") == pytest.approx(0.25, rel=1e-6)
+
+
+def test_a_bound_module_runs_with_the_copy(network, snapshots, nudge, clips):
+    clips["noisy", "latents"] = clips["video", "latents"]
+    clips["noisy", "sigma"] = torch.ones(6, 3)
+    with torch.no_grad():
+        before = network(clips.clone())["denoised", "latents"]
+    bound = snapshots.bind("old", network)
+    nudge(network)
+    assert bound.in_keys == network.in_keys
+    assert bound.out_keys == network.out_keys
+    assert bound(clips.clone())["denoised", "latents"].equal(before)
+    assert not network(clips)["denoised", "latents"].equal(before)
+
+
+def test_a_copied_bound_module_swaps_its_own_parameters(network, snapshots, nudge):
+    twin = copy.deepcopy(snapshots.bind("old", network))
+    nudge(twin.module)
+    untouched = values(network)
+    batch = TensorDict(batch_size=[1])
+    batch["noisy", "latents"] = torch.zeros(1, 1, 2, 1, 1)
+    batch["noisy", "sigma"] = torch.ones(1, 1)
+    batch["prompt", "embeds"] = torch.zeros(1, 1, 1)
+    twin(batch)
+    assert twin.module.passes[-1][0].equal(untouched["head.weight"])
+    assert same(values(network), untouched)
+
+
+def test_advance_moves_old_and_renews_the_reference_on_schedule(network, nudge):
+    snapshots = Snapshots(
+        network,
+        "old",
+        "reference",
+        old_decay=OldDecay(start=0.0, slope=0.25),
+        reference_reset=ReferenceReset(max_kl=0.5, max_epochs=3),
+    )
+    resets, decays, epochs = [], [], []
+    for step, kl in enumerate([0.0, 0.6, 0.1, 0.1, 0.1, 0.1]):
+        nudge(network)
+        metrics = snapshots.advance(step, kl)
+        resets.append(metrics["snapshot/reference_reset"])
+        decays.append(metrics["snapshot/old_decay"])
+        epochs.append(metrics["snapshot/reference_epochs"])
+        assert (snapshots.deviation("reference") == 0.0) == bool(resets[-1])
+    assert resets == [0.0, 1.0, 0.0, 0.0, 1.0, 0.0]
+    assert epochs == [1.0, 0.0, 1.0, 2.0, 0.0, 1.0]
+    assert decays == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_advance_leaves_copies_of_other_names_alone(network, nudge):
+    snapshots = Snapshots(network, "best")
+    nudge(network)
+    before = snapshots.deviation("best")
+    assert snapshots.advance(0, kl=9.0) == {}
+    assert snapshots.deviation("best") == before
+
+
+def test_copies_survive_saving_and_loading_bit_for_bit(network, snapshots, nudge, tmp_path):
+    nudge(network)
+    snapshots.advance(0, kl=0.0)
+    torch.save(snapshots.state_dict(), tmp_path / "snapshots.pt")
+    restored = Snapshots(network, "old", "reference")
+    restored.load_state_dict(torch.load(tmp_path / "snapshots.pt"))
+    for name in ("old", "reference"):
+        kept = snapshots.state_dict()["copies"][name]
+        assert same(kept, restored.state_dict()["copies"][name])
+    assert restored.advance(1, kl=0.0)["snapshot/reference_epochs"] == 2.0
+
+
+def test_an_unknown_name_is_answered_with_the_nearest_one(snapshots):
+    with (
+        pytest.raises(SnapshotError, match=r"^there is no snapshot 'odl'\. Did you mean 'old'\?"),
+        snapshots.use("odl"),
+    ):
+        pass
+
+
+def test_saved_copies_of_other_names_are_refused(network, snapshots):
+    with pytest.raises(SnapshotError, match=r"saved snapshots are \['old'\], this run has"):
+        snapshots.load_state_dict(Snapshots(network, "old").state_dict())
+
+
+def test_saved_copies_of_other_shapes_are_refused_and_change_nothing(network, snapshots, nudge):
+    state = Snapshots(network, "old", "reference").state_dict()
+    state["copies"]["reference"]["head.bias"] = torch.zeros(7)
+    nudge(network)
+    snapshots.refresh("old")
+    with pytest.raises(SnapshotError, match=r"'reference' does not fit.*'head\.bias'.*LoRA rank"):
+        snapshots.load_state_dict(state)
+    assert snapshots.deviation("old") == 0.0
+
+
+def test_a_network_without_trainable_parameters_is_refused():
+    with pytest.raises(ValueError, match=r"nothing to copy\. Add the LoRA adapter"):
+        Snapshots(nn.Linear(2, 2).requires_grad_(False), "old")
+
+
+def test_snapshots_without_a_name_are_refused(network):
+    with pytest.raises(ValueError, match="got no names"):
+        Snapshots(network)
+
+
+def test_a_decay_outside_the_unit_interval_is_refused(snapshots):
+    with pytest.raises(ValueError, match=r"decay of snapshot 'old' is 1\.5"):
+        snapshots.ema("old", decay=1.5)
+
+
+def test_sharded_parameters_are_swapped_in_place(mesh):
+    holder = nn.Module()
+    holder.weight = nn.Parameter(distribute_tensor(torch.ones(4, 2), mesh))
+    local = holder.weight.to_local().detach()
+    snapshots = Snapshots(holder, "old")
+    assert snapshots.sharded
+    local.fill_(3.0)
+    with snapshots.use("old"):
+        assert (local == 1.0).all()
+    assert (local == 3.0).all()
+    snapshots.ema("old", decay=0.5)
+    assert snapshots.deviation("old") == 1.0
+
+
+def test_sharded_parameters_without_their_network_are_refused(mesh):
+    weight = nn.Parameter(distribute_tensor(torch.ones(4, 2), mesh))
+    with pytest.raises(ValueError, match=r"sharded, but were given by name\. Give Snapshots"):
+        Snapshots({"weight": weight}, "old")
+
+
+def test_parameters_can_be_given_by_name(network, nudge):
+    snapshots = Snapshots({"bias": network.head.bias, "frozen": network.frozen.bias}, "old")
+    before = network.head.bias.detach().clone()
+    nudge(network)
+    weight = network.head.weight.detach().clone()
+    with snapshots.use("old"):
+        assert network.head.bias.equal(before)
+        assert network.head.weight.equal(weight)
+    assert list(snapshots.state_dict()["copies"]["old"]) == ["bias"]
+
+
+def test_fully_sharded_layers_never_run_with_the_weights_of_another_pass(mesh):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    twin = copy.deepcopy(network)
+    fully_shard(network[0], mesh=mesh)
+    fully_shard(network, mesh=mesh)  # the root, whose gathered weights FSDP keeps
+    snapshots = Snapshots(network, "old")
+    inputs = torch.randn(5, 2)
+    old = twin(inputs)
+    with torch.no_grad():
+        for parameter, other in zip(network.parameters(), twin.parameters(), strict=True):
+            parameter.to_local().add_(0.5)
+            other.add_(0.5)
+    with snapshots.use("old"):
+        assert network(inputs).equal(old)
+    policy, expected = network(inputs), twin(inputs)
+    assert policy.equal(expected)
+    policy.sum().backward()
+    expected.sum().backward()
+    for parameter, other in zip(network.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad.to_local(), other.grad)
