@@ -1,0 +1,201 @@
+"""The part that all losses on re-noised clips share: noise a clip, predict it three times.
+
+Left out on purpose: sampling trajectories, log-probabilities and solvers. A forward-process loss
+needs the finished clip only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torchrl.objectives import LossModule
+
+from astrolabe_objectives.batch import read
+from astrolabe_objectives.keys import DENOISED, LATENTS, NOISY, SIGMA
+from astrolabe_objectives.snapshots import OLD, REFERENCE, Snapshots
+
+Levels = Literal["one", "all"]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Clean-latent predictions of one noised batch; only ``policy`` carries a gradient."""
+
+    policy: Tensor
+    """``[M, f, C, h, w]``, float32 like all below."""
+    old: Tensor
+    """Prediction with the weights that sampled the clip."""
+    reference: Tensor | None
+    """Prediction of the KL anchor; None where it was not asked for."""
+    noisy: Tensor
+    """``x_t``, what was denoised."""
+    sigma: Tensor
+    """``[M, 1, 1, 1, 1]``, noise level of each clip."""
+
+
+class DenoisingLoss(LossModule):
+    """Base of losses that compare predictions on re-noised clips.
+
+    Reads ``("video","latents")`` and what the network reads; hands ``("noisy","latents")`` and
+    ``("noisy","sigma")`` to the network, which writes ``("denoised","latents")``.
+
+    A noise level is drawn for each clip and shared by its frames, then
+    ``x_t = (1 - σ) x_0 + σ ε`` (rectified flow). The network stays an ordinary submodule: a copy of
+    a billion frozen weights would buy nothing. A subclass calls `noise` and then `predict`, which
+    runs ``old`` and ``reference`` first, without a gradient, and the policy last, so that no weight
+    changes between the policy's pass and ``backward``.
+
+    Args:
+        network: Any TensorDict module that predicts clean latents from noisy ones.
+        snapshots: Copies of the network's trained parameters, one of them named ``"old"``.
+        sigmas: Noise levels in (0, 1]. Give those at which the model samples.
+        levels: ``"one"`` draws one of them per clip; ``"all"`` takes every clip at every level, at
+            as many times the memory.
+        seed: Start of the stream of levels and noise, see `seed`.
+
+    Raises:
+        ValueError: If a level is outside (0, 1], there is none, ``levels`` is unknown, or
+            ``snapshots`` has no copy ``"old"``.
+    """
+
+    @dataclass
+    class _AcceptedKeys(LossModule._AcceptedKeys):
+        """Keys that `set_keys` can rename.
+
+        Attributes:
+            latents: Clean latents of the clip.
+            noisy: Noised latents, for the network.
+            sigma: Noise level of every frame, for the network.
+            denoised: The network's prediction.
+        """
+
+        latents: NestedKey = LATENTS
+        noisy: NestedKey = NOISY
+        sigma: NestedKey = SIGMA
+        denoised: NestedKey = DENOISED
+
+    default_keys: ClassVar[type] = _AcceptedKeys
+
+    def __init__(
+        self,
+        network: TensorDictModuleBase,
+        snapshots: Snapshots,
+        sigmas: Sequence[float],
+        *,
+        levels: Levels = "one",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not sigmas or not all(0.0 < sigma <= 1.0 for sigma in sigmas):
+            raise ValueError(
+                f"sigmas are {tuple(sigmas)!r}. Give one or more noise levels in (0, 1], "
+                "as the sampler uses them; a timestep is divided by 1000."
+            )
+        if levels not in get_args(Levels):
+            raise ValueError(f"levels is {levels!r}. Choose from {get_args(Levels)}.")
+        if OLD not in snapshots.names:
+            raise ValueError(
+                f"the snapshots are {snapshots.names}, without the behaviour policy. "
+                'Make them with Snapshots(network, "old", "reference").'
+            )
+        self.network = network
+        self.snapshots = snapshots
+        self.sigmas = tuple(sigmas)
+        self.levels: Levels = levels
+        self._generator = torch.Generator()
+        self.seed(seed)
+        self._set_in_keys()
+
+    @property
+    def functional(self) -> bool:
+        """False: the network is used as it is."""
+        return False
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """What has to be in the batch; follows `set_keys`."""
+        return self._in_keys
+
+    @in_keys.setter
+    def in_keys(self, values: list[NestedKey]) -> None:
+        self._in_keys = values
+
+    def seed(self, seed: int) -> None:
+        """Restart the stream of levels and noise; the same on every device."""
+        self._generator.manual_seed(seed)
+
+    def noise(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Flatten a batch to ``[M]`` and add noise; ``levels="all"`` repeats it for each level.
+
+        Returns:
+            A new TensorDict with the entries of ``tensordict``, ``x_t`` and its level.
+
+        Raises:
+            ValueError: If the latents are not ``[*B, f, C, h, w]``.
+        """
+        batch = tensordict.reshape(-1)  # [M]
+        shape = tuple(read(batch, self.tensor_keys.latents, type(self).__name__).shape)
+        if len(shape) != 5:
+            raise ValueError(
+                f"{self.tensor_keys.latents!r} is {shape} with the batch flattened, not "
+                "[M, f, C, h, w]. Give the TensorDict all of its batch dimensions."
+            )
+        clips, frames = shape[:2]
+        grid = torch.tensor(self.sigmas)
+        if self.levels == "all":
+            batch = batch[torch.arange(clips).repeat(len(grid))].clone(recurse=False)
+            level = grid.repeat_interleave(clips)  # [M]
+        else:
+            batch = batch.clone(recurse=False)
+            level = grid[torch.randint(len(grid), (clips,), generator=self._generator)]  # [M]
+        latents = batch[self.tensor_keys.latents]
+        # Drawn on the CPU: a seed gives the same noise on every device.
+        noise = torch.randn(latents.shape, generator=self._generator).to(latents)
+        level = level.to(latents.device)
+        sigma = level.view(-1, 1, 1, 1, 1).to(latents.dtype)
+        batch.set(self.tensor_keys.noisy, (1 - sigma) * latents + sigma * noise)
+        batch.set(self.tensor_keys.sigma, level[:, None].repeat(1, frames))  # [M, f]
+        return batch
+
+    def predict(self, noised: TensorDictBase, *, reference: bool) -> Predictions:
+        """Predict clean latents with ``old``, ``reference`` if asked, and last the policy.
+
+        Args:
+            noised: What `noise` returned, ``[M]``.
+            reference: Whether the reference is needed.
+        """
+        with self.snapshots.use(OLD):
+            old = self._denoise(noised)
+        anchor = None
+        if reference:
+            with self.snapshots.use(REFERENCE):
+                anchor = self._denoise(noised)
+        return Predictions(
+            policy=self._denoise(noised),
+            old=old,
+            reference=anchor,
+            noisy=noised[self.tensor_keys.noisy].float(),
+            sigma=noised[self.tensor_keys.sigma][:, :1, None, None, None].float(),
+        )
+
+    def _denoise(self, noised: TensorDictBase) -> Tensor:
+        # A shallow copy for each pass: none may see what another one wrote.
+        output = self.network(noised.clone(recurse=False))
+        denoised: Tensor = output[self.tensor_keys.denoised].float()
+        return denoised
+
+    def _set_in_keys(self) -> None:
+        ours = (self.tensor_keys.noisy, self.tensor_keys.sigma)
+        keys = [*self._own_keys(), *(key for key in self.network.in_keys if key not in ours)]
+        self._in_keys = list(dict.fromkeys(keys))
+
+    def _own_keys(self) -> list[NestedKey]:
+        return [self.tensor_keys.latents]
+
+    def _forward_value_estimator_keys(self, **_: Any) -> None:  # TorchRL's hook in `set_keys`
+        self._set_in_keys()

@@ -1,0 +1,432 @@
+from importlib.metadata import entry_points
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torch.distributed.tensor import distribute_tensor
+from torch.testing import assert_close
+from torchrl.objectives import LossModule
+
+from astrolabe_objectives import NFTLoss, Snapshots
+from astrolabe_objectives.nft import implicit_errors, positive_weight, to_velocity
+
+SIGMAS = (1.0, 0.9375, 0.8333, 0.625)
+
+
+@pytest.fixture
+def loss(network, snapshots):
+    return NFTLoss(network, snapshots, SIGMAS)
+
+
+def total(losses):
+    return sum(value for key, value in losses.items() if key.startswith("loss_"))
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+@pytest.mark.parametrize("prediction", ["velocity", "x0"])
+def test_before_the_first_step_both_policies_agree_and_kl_is_zero(
+    network, snapshots, clips, beta, prediction
+):
+    losses = NFTLoss(network, snapshots, SIGMAS, beta=beta, prediction=prediction)(clips)
+    assert losses["policy_positive"] == losses["policy_negative"]
+    assert losses["policy_positive"] > 0
+    assert losses["kl"] == 0
+    assert losses["old_deviation"] == 0
+
+
+def test_old_and_reference_run_first_without_gradient_and_the_policy_last(
+    network, snapshots, loss, clips, nudge
+):
+    before = network.head.weight.detach().clone()
+    nudge(network)
+    snapshots.refresh("reference")
+    anchor = network.head.weight.detach().clone()
+    nudge(network)
+    loss(clips)
+    (old, old_grad), (reference, reference_grad), (policy, policy_grad) = network.passes
+    assert (old_grad, reference_grad, policy_grad) == (False, False, True)
+    assert old.equal(before)
+    assert reference.equal(anchor)
+    assert policy.equal(network.head.weight)
+
+
+def test_gradient_reaches_the_trained_parameters_only(network, loss, clips, nudge):
+    nudge(network)
+    total(loss(clips)).backward()
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad.abs().max() > 0, name
+        else:
+            assert parameter.grad is None, name
+    assert not any(
+        value.requires_grad
+        for copy in loss.snapshots.state_dict()["copies"].values()
+        for value in copy.values()
+    )
+
+
+def test_autograd_refuses_a_swap_between_the_loss_and_backward(snapshots, loss, clips):
+    losses = loss(clips)
+    with snapshots.use("old"):
+        pass
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total(losses).backward()
+
+
+def test_losses_are_the_two_keys_with_a_gradient_and_metrics_have_none(network, loss, clips, nudge):
+    nudge(network)
+    losses = loss(clips)
+    assert list(losses.keys()) == loss.out_keys
+    assert losses.batch_size == torch.Size([])
+    for key, value in losses.items():
+        assert value.dtype == torch.float32
+        assert value.shape == ()
+        assert value.requires_grad == key.startswith("loss_")
+
+
+def test_kl_is_the_mean_over_selected_clips(network, snapshots, clips, nudge):
+    nudge(network)
+    losses = NFTLoss(network, snapshots, SIGMAS, kl_coeff=0.5, prediction="x0")(clips)
+    loss = NFTLoss(network, snapshots, SIGMAS, prediction="x0")
+    loss.seed(0)
+    noised = loss.noise(clips)
+    seen = loss.predict(noised, reference=True)
+    rows = clips["kl", "selected"].squeeze(-1)
+    expected = (seen.policy - seen.reference)[rows].square().mean()
+    assert_close(losses["kl"], expected.detach())
+    assert_close(losses["loss_kl"], 0.5 * expected)
+    everywhere = (seen.policy - seen.reference).square().mean()
+    assert not torch.isclose(expected, everywhere)
+
+
+def test_kl_without_a_selected_clip_is_zero_without_gradient_or_reference_pass(
+    network, loss, clips, nudge
+):
+    nudge(network)
+    clips["kl", "selected"].zero_()
+    losses = loss(clips)
+    assert losses["loss_kl"] == 0
+    assert not losses["loss_kl"].requires_grad
+    assert len(network.passes) == 2
+    total(losses).backward()
+
+
+def test_ranks_that_share_parameters_run_the_same_passes_whatever_is_selected(mesh, clips):
+    holder = nn.Module()
+    holder.weight = nn.Parameter(distribute_tensor(torch.ones(1), mesh))
+    passes = []
+
+    def denoise(noisy, _sigma):
+        passes.append(torch.is_grad_enabled())
+        return noisy * holder.weight.full_tensor()
+
+    network = TensorDictModule(
+        denoise,
+        in_keys=[("noisy", "latents"), ("noisy", "sigma")],
+        out_keys=[("denoised", "latents")],
+    )
+    loss = NFTLoss(network, Snapshots(holder, "old", "reference"), SIGMAS)
+    clips["kl", "selected"].zero_()
+    assert loss(clips)["loss_kl"] == 0
+    assert passes == [False, False, True]
+
+
+def test_selected_clips_need_a_reference_snapshot(network, clips):
+    loss = NFTLoss(network, Snapshots(network, "old"), SIGMAS)
+    with pytest.raises(ValueError, match=r"snapshots are \('old',\)\. Add 'reference'"):
+        loss(clips)
+
+
+def test_same_seed_draws_the_same_noise_and_levels(loss, clips):
+    loss.seed(5)
+    first = loss(clips)
+    other = loss(clips)
+    loss.seed(5)
+    assert loss(clips)["loss_policy"] == first["loss_policy"]
+    assert other["loss_policy"] != first["loss_policy"]
+
+
+def test_global_random_state_is_neither_used_nor_moved(loss, clips):
+    loss.seed(5)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = loss(clips)["loss_policy"]
+    assert torch.get_rng_state().equal(before)
+    loss.seed(5)
+    torch.manual_seed(9)
+    assert loss(clips)["loss_policy"] == first
+
+
+def test_a_clip_has_one_noise_level_and_only_the_given_ones_occur(loss, clips):
+    seen = set()
+    for _ in range(20):
+        noised = loss.noise(clips)
+        sigma = noised["noisy", "sigma"]
+        assert sigma.shape == (6, 3)
+        assert (sigma == sigma[:, :1]).all()
+        seen |= set(sigma.unique().tolist())
+    assert seen == set(torch.tensor(SIGMAS).tolist())
+
+
+def test_noise_lies_on_the_straight_path_with_unit_variance(loss, clips):
+    latents = torch.ones(6, 3, 2, 64, 64)
+    noised = loss.noise(clips.set(("video", "latents"), latents))
+    sigma = noised["noisy", "sigma"][:, :, None, None, None]
+    noise = (noised["noisy", "latents"] - (1 - sigma) * latents) / sigma
+    assert noise.mean().abs() < 0.01
+    assert abs(noise.std() - 1) < 0.01
+
+
+def test_all_levels_takes_every_clip_at_every_level(network, snapshots, clips):
+    loss = NFTLoss(network, snapshots, SIGMAS, levels="all")
+    noised = loss.noise(clips)
+    assert noised.batch_size == torch.Size([24])
+    assert noised["advantage"].equal(clips["advantage"].repeat(4, 1))
+    pairs = {
+        (round(float(a), 3), round(float(s), 3))
+        for a, s in zip(noised["advantage"], noised["noisy", "sigma"][:, 0], strict=True)
+    }
+    assert len(pairs) == 24
+    total(loss(clips)).backward()
+
+
+def test_batch_of_videos_and_windows_gives_the_loss_of_the_flat_batch(loss, clips):
+    loss.seed(3)
+    flat = loss(clips)
+    loss.seed(3)
+    assert loss(clips.reshape(3, 2))["loss_policy"] == flat["loss_policy"]
+
+
+def test_the_batch_is_left_as_it_was(loss, clips):
+    before = clips.clone()
+    loss(clips)
+    assert set(clips.keys(True, True)) == set(before.keys(True, True))
+    assert (clips == before).all()
+
+
+def test_velocity_of_the_clean_clip_is_noise_minus_clean():
+    x0, noise = torch.randn(2, 3), torch.randn(2, 3)
+    noisy = 0.4 * x0 + 0.6 * noise
+    assert_close(to_velocity(noisy, x0, torch.tensor(0.6)), noise - x0)
+
+
+def test_x0_errors_are_velocity_errors_times_sigma_squared(network, snapshots, clips, nudge):
+    nudge(network)
+    results = {
+        prediction: NFTLoss(network, snapshots, [0.625], prediction=prediction)(clips)
+        for prediction in ("velocity", "x0")
+    }
+    for key in results["x0"].keys():  # noqa: SIM118 - a TensorDict iterates over its rows
+        assert_close(results["x0"][key], results["velocity"][key] * 0.625**2)
+
+
+def test_at_beta_one_and_full_weight_the_loss_is_regression_on_the_clip():
+    policy, old, target = torch.randn(3, 4, 5)
+    positive, _ = implicit_errors(policy, old, target, beta=1.0)
+    assert_close(positive, (policy - target).square().mean(dim=1))
+
+
+def test_adaptive_weighting_divides_by_the_mean_absolute_error_in_clean_latents():
+    policy, old, target = torch.randn(3, 4, 5)
+    unit = torch.tensor([0.5, 0.5, 1.0, 2.0])[:, None]
+    plain = implicit_errors(policy, old, target, beta=1.0)
+    adaptive = implicit_errors(policy, old, target, beta=1.0, adaptive_unit=unit)
+    size = (policy - target).abs().mean(dim=1) * unit.squeeze(-1)
+    assert_close(adaptive[0], plain[0] / size)
+
+
+def test_adaptive_weighting_is_off_unless_asked_for(network, snapshots, clips):
+    plain = NFTLoss(network, snapshots, SIGMAS)(clips)
+    off = NFTLoss(network, snapshots, SIGMAS, adaptive=False)(clips)
+    on = NFTLoss(network, snapshots, SIGMAS, adaptive=True)(clips)
+    assert plain["loss_policy"] == off["loss_policy"] != on["loss_policy"]
+
+
+def test_weight_of_a_clip_maps_its_clipped_advantage_to_the_unit_interval():
+    advantage = torch.tensor([-7.0, -5.0, 0.0, 2.5, 5.0, 100.0])
+    expected = torch.tensor([0.0, 0.0, 0.5, 0.75, 1.0, 1.0])
+    assert positive_weight(advantage, advantage_clip=5.0).equal(expected)
+
+
+def test_weights_equal_those_of_the_public_code(golden):
+    for case in golden["stat_tracker"]:
+        weight = positive_weight(torch.tensor(case["advantages"]), advantage_clip=5.0)
+        assert_close(weight, torch.tensor(case["r_from_adv_clip5"]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "x0"])
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_training_finds_the_closed_form_of_the_minimiser(beta, prediction):
+    """DiffusionNFT, theorem 3.2, on a problem where every quantity is known.
+
+    At σ = 1 the noisy clip says nothing about the clean one, so the best network is a table of one
+    clip per prompt, and noise cancels from every error. Old holds the mean clip of each prompt.
+    """
+    torch.manual_seed(0)
+    prompts = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    latents = torch.randn(8, 1, 2, 2, 2)
+    advantage = torch.tensor([-4.0, -1.0, 2.0, 9.0, 0.5, 0.1, -0.3, 3.0])
+    mean = torch.stack([latents[prompts == prompt].mean(dim=0) for prompt in (0, 1)])
+
+    table = nn.Embedding.from_pretrained(mean.flatten(1).clone(), freeze=False)
+    network = TensorDictModule(
+        lambda _noisy, _sigma, prompt: table(prompt).view(-1, 1, 2, 2, 2),
+        in_keys=[("noisy", "latents"), ("noisy", "sigma"), "prompt"],
+        out_keys=[("denoised", "latents")],
+    )
+    batch = TensorDict(
+        {
+            "video": {"latents": latents},
+            "advantage": advantage[:, None],
+            "kl": {"selected": torch.zeros(8, 1, dtype=torch.bool)},
+            "prompt": prompts,
+        },
+        batch_size=[8],
+    )
+    loss = NFTLoss(network, Snapshots(table, "old"), [1.0], beta=beta, prediction=prediction)
+    optimizer = torch.optim.LBFGS(table.parameters(), lr=1.0, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        objective = loss(batch)["loss_policy"]
+        objective.backward()
+        return objective
+
+    for _ in range(5):
+        optimizer.step(closure)
+
+    weight = positive_weight(advantage, 5.0)
+    for prompt in (0, 1):
+        rows = prompts == prompt
+        alpha = weight[rows].mean()
+        r = weight[rows].view(-1, 1, 1, 1, 1)
+        positive = (r * latents[rows]).sum(dim=0) / r.sum()
+        expected = mean[prompt] + 2 / beta * alpha * (positive - mean[prompt])
+        found = table.weight[prompt].detach().view(1, 2, 2, 2)
+        assert_close(found, expected, atol=1e-4 / beta, rtol=1e-4)
+        assert (expected - mean[prompt]).abs().max() > 0.1
+
+
+def test_gradient_is_zero_at_the_closed_form_on_a_discrete_process():
+    """Ten (clip, noisy state) pairs over three states; the policy is a free table over states."""
+    torch.manual_seed(0)
+    beta, states = 0.3, torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
+    target = torch.randn(10, dtype=torch.float64)
+    weight = torch.rand(10, dtype=torch.float64)
+    means, best = [], []
+    for state in range(3):
+        rows = states == state
+        old = target[rows].mean()
+        positive = (weight[rows] * target[rows]).sum() / weight[rows].sum()
+        means.append(old)
+        best.append(old + 2 / beta * weight[rows].mean() * (positive - old))
+    table = torch.stack(best).requires_grad_()
+    positive, negative = implicit_errors(
+        table[states, None], torch.stack(means)[states, None], target[:, None], beta
+    )
+    (weight * positive + (1 - weight) * negative).sum().backward()
+    assert_close(table.grad, torch.zeros(3, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_it_is_a_torchrl_loss_that_does_not_functionalise_its_network(network, loss):
+    assert isinstance(loss, LossModule)
+    assert loss.functional is False
+    assert loss.network is network
+    assert loss.get_stateful_net("network") is network
+    assert {id(p) for p in loss.parameters()} == {id(p) for p in network.parameters()}
+
+
+def test_in_keys_are_what_the_loss_needs_from_a_batch(loss, clips):
+    assert loss.in_keys == [
+        ("video", "latents"),
+        "advantage",
+        ("kl", "selected"),
+        ("prompt", "embeds"),
+    ]
+    clips["video", "pixels"] = torch.zeros(6, 9, dtype=torch.uint8)
+    loss.seed(0)
+    full = loss(clips)["loss_policy"]
+    loss.seed(0)
+    assert loss(clips.select(*loss.in_keys))["loss_policy"] == full
+
+
+def test_keys_can_be_renamed_and_reset(loss, clips):
+    loss.seed(0)
+    expected = loss(clips)["loss_policy"]
+    loss.set_keys(advantage="gain", latents=("clip", "x0"))
+    assert "gain" in loss.in_keys
+    assert "advantage" not in loss.in_keys
+    renamed = clips.clone()
+    renamed.rename_key_("advantage", "gain")
+    renamed["clip", "x0"] = renamed.pop(("video", "latents"))
+    loss.seed(0)
+    assert loss(renamed)["loss_policy"] == expected
+    loss.set_keys(advantage=None, latents=None)
+    assert "advantage" in loss.in_keys
+    with pytest.raises(ValueError, match="not an accepted tensordict key"):
+        loss.set_keys(reward="r")
+
+
+def test_tensors_can_be_given_by_name(loss, clips):
+    loss.seed(0)
+    expected = loss(clips)["loss_policy"]
+    loss.seed(0)
+    policy, *_ = loss(
+        video_latents=clips["video", "latents"],
+        advantage=clips["advantage"],
+        kl_selected=clips["kl", "selected"],
+        prompt_embeds=clips["prompt", "embeds"],
+    )
+    assert policy == expected
+
+
+def test_weights_stay_changeable_during_a_run(network, snapshots, clips, nudge):
+    loss = NFTLoss(network, snapshots, SIGMAS, kl_coeff=1.0)
+    nudge(network)
+    loss.kl_coeff = 0.25
+    losses = loss(clips)
+    assert_close(losses["loss_kl"].detach(), 0.25 * losses["kl"])
+
+
+def test_the_loss_is_found_by_its_entry_point():
+    (found,) = entry_points(group="astrolabe.objectives", name="nft")
+    assert found.load() is NFTLoss
+
+
+def test_a_missing_entry_is_named_with_its_reader(loss, clips):
+    with pytest.raises(KeyError, match=r"NFTLoss reads 'advantage', which this batch"):
+        loss(clips.exclude("advantage"))
+    with pytest.raises(KeyError, match=r"NFTLoss reads \('video', 'latents'\)"):
+        loss(clips.exclude(("video", "latents")))
+
+
+def test_latents_without_all_batch_dimensions_are_refused(loss, clips):
+    windows = TensorDict(clips.unsqueeze(1).to_dict(), batch_size=[6])
+    with pytest.raises(ValueError, match=r"is \(6, 1, 3, 2, 4, 4\).*\[M, f, C, h, w\]"):
+        loss(windows)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"beta": 0.0}, "beta=0.0"),
+        ({"beta": float("nan")}, "beta=nan"),
+        ({"advantage_clip": -1.0}, "advantage_clip=-1.0"),
+        ({"kl_coeff": -1e-4}, "kl_coeff=-0.0001"),
+        ({"prediction": "noise"}, "prediction='noise'. Choose"),
+        ({"levels": "two"}, "levels is 'two'. Choose"),
+        ({"sigmas": []}, "Give one or more noise levels"),
+        ({"sigmas": [1000, 750]}, r"a timestep is divided by 1000"),
+        ({"sigmas": [0.0, 0.5]}, "Give one or more noise levels"),
+    ],
+)
+def test_settings_outside_their_range_are_refused(network, snapshots, setting, message):
+    with pytest.raises(ValueError, match=message):
+        NFTLoss(network, snapshots, **{"sigmas": SIGMAS, **setting})
+
+
+def test_snapshots_without_old_are_refused(network):
+    with pytest.raises(ValueError, match="without the behaviour policy"):
+        NFTLoss(network, Snapshots(network, "reference"), SIGMAS)
