@@ -1,0 +1,194 @@
+"""The base of every reward: checks a batch once, so that subclasses only score."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+
+from astrolabe_rewards.keys import FPS, PIXELS, SCORE, TEXT
+
+
+def check_pixels(pixels: Tensor, name: str) -> None:
+    """Refuse what is not a batch of uint8 RGB videos.
+
+    Args:
+        pixels: To be uint8 ``[*B, F, 3, H, W]``, at least one batch dimension and one frame.
+        name: Who asks, for the message.
+
+    Raises:
+        TypeError: If the dtype is not uint8.
+        ValueError: If the shape is wrong.
+    """
+    if pixels.dtype != torch.uint8:
+        raise TypeError(
+            f"{name}: pixels are {pixels.dtype}, not torch.uint8. Turn videos in [0, 1] into "
+            "pixels by (video * 255).round().clamp(0, 255).to(torch.uint8)."
+        )
+    if pixels.ndim < 5:
+        raise ValueError(
+            f"{name}: pixels have shape {tuple(pixels.shape)}, not [*B, F, 3, H, W]. "
+            "A single video becomes a batch by pixels[None]."
+        )
+    if pixels.shape[-3] != 3:
+        way_out = (
+            "Move the channels before height and width: pixels.movedim(-1, -3)."
+            if pixels.shape[-1] == 3
+            else "Repeat a grey channel three times."
+        )
+        raise ValueError(
+            f"{name}: pixels have shape {tuple(pixels.shape)}: {pixels.shape[-3]} channels where "
+            f"[*B, F, 3, H, W] has 3. {way_out}"
+        )
+    if 0 in pixels.shape[-4:]:
+        raise ValueError(
+            f"{name}: pixels have shape {tuple(pixels.shape)}: no frames or no area. "
+            "Give at least one frame of one pixel."
+        )
+
+
+class Reward(TensorDictModuleBase):
+    """One number per video: larger is better.
+
+    Reads ``("video","pixels")``, ``("video","fps")`` and, if ``needs_text``, ``("prompt","text")``;
+    writes ``("score", name)``. A subclass sets the class attributes and writes ``score``.
+
+    Attributes:
+        name: Second element of the key that is written.
+        unit: What the number means, with its range.
+        needs_text: Whether the score depends on the prompt.
+        deterministic: Whether equal input gives equal scores.
+
+    Args:
+        in_keys: Where pixels, fps and (if needed) text are, in this order.
+        out_keys: Where the score goes; one key.
+    """
+
+    name: ClassVar[str]
+    unit: ClassVar[str]
+    needs_text: ClassVar[bool] = False
+    deterministic: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        in_keys: Sequence[NestedKey] | None = None,
+        out_keys: Sequence[NestedKey] | None = None,
+    ) -> None:
+        super().__init__()
+        wanted: list[NestedKey] = [PIXELS, FPS, TEXT] if self.needs_text else [PIXELS, FPS]
+        if in_keys is not None and len(in_keys) != len(wanted):
+            raise ValueError(
+                f"{self.name}: in_keys has {len(in_keys)} entries, not {len(wanted)}. "
+                f"Give keys for {wanted}, in this order."
+            )
+        if out_keys is not None and len(out_keys) != 1:
+            raise ValueError(
+                f"{self.name}: out_keys has {len(out_keys)} entries. "
+                "A reward writes one score: give one key."
+            )
+        self.in_keys = list(in_keys or wanted)
+        self.out_keys = list(out_keys or [(SCORE, self.name)])
+
+    def score(self, pixels: Tensor, prompts: list[str], fps: Tensor) -> Tensor:
+        """Score videos; written by subclasses.
+
+        Args:
+            pixels: uint8 ``[N, F, 3, H, W]``, N at least 1.
+            prompts: N texts; empty strings if ``needs_text`` is false.
+            fps: float32 ``[N]``, frames per second.
+
+        Returns:
+            float32 ``[N]``, finite, on any device.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is a Reward without a score method.")
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the scores of a batch of any shape, float32 ``[*B, 1]``.
+
+        Raises:
+            KeyError: If the batch lacks one of ``in_keys``.
+            TypeError: If pixels are not uint8 or prompts are not texts.
+            ValueError: If shapes are wrong or a score is not finite.
+        """
+        missing = [key for key in self.in_keys if tensordict.get(key, None) is None]
+        if missing:
+            raise KeyError(
+                f"{self.name}: the batch lacks {missing}; this reward reads {self.in_keys}. "
+                "Add them, or give other names with in_keys."
+            )
+        pixels = tensordict.get(self.in_keys[0])
+        check_pixels(pixels, self.name)
+        shape = pixels.shape[:-4]
+        if tuple(tensordict.batch_size) != tuple(shape):
+            raise ValueError(
+                f"{self.name}: the batch has shape {tuple(tensordict.batch_size)}, its pixels hold "
+                f"{tuple(shape)} videos. Give the TensorDict that batch_size."
+            )
+        count = shape.numel()
+        fps = tensordict.get(self.in_keys[1]).float().reshape(count)
+        prompts = self._prompts(tensordict, count) if self.needs_text else [""] * count
+        if count == 0:
+            scores = torch.zeros(0)
+        else:
+            with torch.inference_mode():
+                scores = self.score(pixels.flatten(0, len(shape) - 1), prompts, fps)
+            self._check_scores(scores, count)
+        # The copy is an ordinary tensor: one made in inference mode cannot take part in a loss.
+        scores = scores.to(device=pixels.device, dtype=torch.float32).clone()
+        return tensordict.set(self.out_keys[0], scores.reshape(*shape, 1))
+
+    def fingerprint(self) -> str:
+        """Return a short digest of class, settings and weights: equal digests score equally."""
+        digest = hashlib.blake2b(digest_size=8)
+        settings = {
+            key: value
+            for key, value in vars(self).items()
+            if isinstance(value, (int, float, str, tuple)) and not key.startswith("_")
+        }
+        settings.pop("training", None)
+        digest.update(repr((type(self).__qualname__, sorted(settings.items()))).encode())
+        for key, value in sorted(self.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _prompts(self, tensordict: TensorDictBase, count: int) -> list[str]:
+        """The texts of a batch as a flat list, in the order of its flattened videos."""
+        if count == 0:
+            return []
+        entry = tensordict.get(self.in_keys[2])
+        texts = entry.tolist() if hasattr(entry, "tolist") else entry
+        flat: list[object] = [texts]
+        for _ in range(len(tensordict.batch_size)):
+            flat = [
+                text for row in flat for text in (row if isinstance(row, (list, tuple)) else [row])
+            ]
+        if len(flat) != count:
+            raise ValueError(
+                f"{self.name}: {len(flat)} prompts for {count} videos. Give one prompt per video."
+            )
+        wrong = [text for text in flat if not isinstance(text, str)]
+        if wrong:
+            raise TypeError(
+                f"{self.name}: a prompt is {wrong[0]!r}, a {type(wrong[0]).__name__}. "
+                "Prompts are texts (str)."
+            )
+        return [str(text) for text in flat]
+
+    def _check_scores(self, scores: Tensor, count: int) -> None:
+        """Refuse scores of the wrong shape or that are not finite."""
+        if tuple(scores.shape) != (count,):
+            raise ValueError(
+                f"{self.name}: score returned shape {tuple(scores.shape)} for {count} videos. "
+                f"Return one number per video: shape ({count},)."
+            )
+        bad = (~torch.isfinite(scores)).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(
+                f"{self.name}: scores of videos {bad[:8]} are not finite. Look at these videos, or "
+                "set on_error='invalid' in CompositeReward to leave them out."
+            )
