@@ -1,0 +1,203 @@
+"""An independent judge of the embedded model's world: rules on pixels, nothing learned.
+
+It shares no weights and no training data with the other rewards, so it can tell whether optimising
+them made videos better or only made them cheat. It relies on two facts of the world: grounds are
+neutral grey, and there is one coloured object.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from astrolabe_rewards.frames import Floats
+from astrolabe_rewards.reward import Reward
+from astrolabe_rewards.tracks import Track, motion_of, net_direction
+from astrolabe_rewards.words import named_attributes
+
+SIZE = 48
+#: The colours of the world, RGB 0 to 255.
+PALETTE: Final[dict[str, tuple[int, int, int]]] = {
+    "red": (226, 54, 44),
+    "green": (60, 180, 75),
+    "blue": (50, 90, 220),
+    "yellow": (245, 205, 50),
+    "purple": (150, 60, 190),
+    "cyan": (60, 200, 220),
+}
+_LEAST_CHROMA = (
+    50.0  # levels between the largest and smallest channel; the palest palette colour has 120
+)
+_AREA = (
+    0.03,
+    0.35,
+)  # of the picture; real objects cover 0.06 to 0.26, less where the border cuts them
+_CIRCLE, _SQUARE = 0.82, 0.55  # least share of the enclosing circle that is filled
+_LEAST_ROUNDNESS = 0.6  # short over long axis, squared; all three shapes have 1
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What one frame shows of the object; lengths in pixels of a 48x48 picture."""
+
+    colour: str
+    filled: float  # share of the smallest enclosing circle
+    roundness: float
+    cut: bool  # touches the border
+    area: float
+    centre: tuple[float, float]
+    turn3: complex  # direction of the corners, third and fourth power
+    turn4: complex
+
+
+def find_object(frame: Floats) -> Sighting | None:
+    """Find the coloured object of one frame.
+
+    Args:
+        frame: ``[48, 48, 3]``, 0 to 255.
+
+    Returns:
+        What it is, or None if nothing coloured is there, it is too small or too large, or in
+        pieces.
+    """
+    chroma = frame.max(-1) - frame.min(-1)
+    peak = float(np.partition(chroma.ravel(), -69)[-69])  # reached by an object of the least area
+    if peak < _LEAST_CHROMA:
+        return None
+    # On a grey ground chroma is proportional to coverage, whatever blur does to the edge.
+    coverage = ((chroma / peak - 0.25) / 0.5).clip(0, 1)
+    mask = (coverage > 0.5).astype(np.uint8)
+    area = float(coverage.sum())
+    sizes = cv2.connectedComponentsWithStats(mask)[2][1:, cv2.CC_STAT_AREA]
+    if not _AREA[0] <= area / coverage.size <= _AREA[1] or sizes.max() < 0.8 * sizes.sum():
+        return None
+    rows, columns = (np.flatnonzero(coverage.any(axis)) for axis in (1, 0))
+    top, left = max(0, rows[0] - 1), max(0, columns[0] - 1)
+    coverage = coverage[top : rows[-1] + 2, left : columns[-1] + 2]
+    inside = frame[top : rows[-1] + 2, left : columns[-1] + 2]
+    down, across = np.ogrid[: coverage.shape[0], : coverage.shape[1]]
+    down, across = down + top + 0.5, across + left + 0.5
+    x, y = float((coverage * across).sum() / area), float((coverage * down).sum() / area)
+    arm = (across - x) + 1j * (down - y)
+    spread = float((coverage * np.abs(arm) ** 2).sum())
+    skew = abs(complex((coverage * arm**2).sum()))  # difference of the principal moments
+    colour = inside[coverage >= min(0.99, coverage.max())].mean(0)
+    border = mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()
+    return Sighting(
+        colour=min(PALETTE, key=lambda name: float(((colour - PALETTE[name]) ** 2).sum())),
+        filled=_filled_share(coverage.astype(np.float32)),
+        roundness=(spread - skew) / (spread + skew),
+        cut=bool(border),
+        area=area,
+        centre=(x, y),
+        turn3=_turn(coverage, arm, 3),
+        turn4=_turn(coverage, arm, 4),
+    )
+
+
+def _filled_share(coverage: Floats) -> float:
+    """Area over that of the smallest enclosing circle: circle 1, square 0.64, triangle 0.41."""
+    fine = cv2.resize(coverage, None, fx=4, fy=4, interpolation=cv2.INTER_LINEAR) > 0.5
+    contours = cv2.findContours(fine.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[
+        0
+    ]
+    radius = cv2.minEnclosingCircle(np.concatenate(contours))[1] + 0.5
+    return float(fine.sum()) / (math.pi * radius**2)
+
+
+def _turn(coverage: NDArray[np.float64], arm: NDArray[np.complex128], fold: int) -> complex:
+    """Complex moment whose argument turns ``fold`` times as fast as the shape; 0 for a circle."""
+    power = coverage * arm**fold
+    return complex(power.sum() / np.abs(power).sum())
+
+
+def shape_of(sightings: list[Sighting]) -> str | None:
+    """Name the typical shape, or None if it is lopsided; frames cut by the border are left out."""
+    whole = [sighting for sighting in sightings if not sighting.cut] or sightings
+    if np.median([sighting.roundness for sighting in whole]) < _LEAST_ROUNDNESS:
+        return None
+    filled = float(np.median([sighting.filled for sighting in whole]))
+    if filled >= _CIRCLE:
+        return "circle"
+    return "square" if filled >= _SQUARE else "triangle"
+
+
+def judge(pixels: Tensor, prompt: str) -> dict[str, float]:
+    """Check one video uint8 ``[F, 3, H, W]``; the result is a row of ``PixelCheck.check``."""
+    frames = pixels.float()
+    if frames.shape[-2:] != (SIZE, SIZE):
+        frames = functional.interpolate(frames, (SIZE, SIZE), mode="bilinear", antialias=True)
+    found = [find_object(frame) for frame in frames.permute(0, 2, 3, 1).cpu().numpy()]
+    seen = [sighting for sighting in found if sighting is not None]
+    present = len(seen) / len(found)
+    named = named_attributes(prompt)
+    result = {
+        "present": present,
+        **dict.fromkeys(("colour", "shape", "motion", "direction"), math.nan),
+    }
+    names = [name for name in ("colour", "shape", "motion") if name in named]
+    towards = named.get("motion", "").partition("moves ")[2]
+    if present < 0.5:  # too little to name anything
+        result.update(dict.fromkeys(names, 0.0))
+        return result | ({"direction": 0.0} if towards else {})
+    shape = shape_of(seen)
+    fold = {"square": 4, "triangle": 3}.get(shape or "", 0)
+    track = Track(
+        x=np.array([sighting.centre[0] for sighting in seen]),
+        y=np.array([sighting.centre[1] for sighting in seen]),
+        area=np.array([sighting.area for sighting in seen]),
+        turn=np.array([sighting.turn3 if fold == 3 else sighting.turn4 for sighting in seen]),
+        fold=fold,
+    )
+    colours = [sighting.colour for sighting in seen]
+    truth = {
+        "colour": max(dict.fromkeys(colours), key=colours.count),
+        "shape": shape,
+        "motion": motion_of(track),
+    }
+    result.update({name: float(truth[name] == named[name]) for name in names})
+    if towards:
+        result["direction"] = float(net_direction(track) == towards)
+    return result
+
+
+class PixelCheck(Reward):
+    """Whether the object is there and is what the prompt says, by rules on pixels.
+
+    The score is the mean of ``present`` and of ``colour``, ``shape`` and ``motion`` where the
+    prompt names them; see ``check``. Made for the embedded model's world; other sizes are scaled to
+    48x48.
+    """
+
+    name: ClassVar[str] = "pixel_check"
+    unit: ClassVar[str] = "share of checks passed, 0 to 1"
+    needs_text: ClassVar[bool] = True
+
+    def check(self, pixels: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+        """Check every property by itself.
+
+        Args:
+            pixels: uint8 ``[N, F, 3, H, W]``.
+            prompts: N texts.
+
+        Returns:
+            Float32 ``[N]`` each: ``present``, share of frames with one object of plausible size;
+            ``colour``, ``shape``, ``motion``, 1 if right, 0 if not (or if the object is missing in
+            half of the frames); ``direction``, 1 if the object ends on the right side of where it
+            began, a looser test than ``motion``. NaN where the prompt does not name the property.
+        """
+        rows = [judge(video, prompt) for video, prompt in zip(pixels, prompts, strict=True)]
+        names = ("present", "colour", "shape", "motion", "direction")
+        return {name: torch.tensor([row[name] for row in rows]) for name in names}
+
+    def score(self, pixels: Tensor, prompts: list[str], fps: Tensor) -> Tensor:
+        """Return the share of checks passed, float32 ``[N]``; see ``Reward.score``."""
+        checks = self.check(pixels, prompts)
+        del checks["direction"]  # part of motion
+        return torch.stack(list(checks.values())).nanmean(0)
