@@ -1,6 +1,6 @@
 """Train ``tiny_ta``, the text reward of the embedded model's world, and write its weights.
 
-One command, seeded, about five minutes on one CPU core:
+One command, seeded; it took 14 minutes on one core of a busy machine:
 ``OMP_NUM_THREADS=1 uv run python tools/train_tiny_reward.py``
 
 It sees rendered videos of the training combinations only; accuracy is stated on the held-out ones.
