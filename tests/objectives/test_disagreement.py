@@ -141,6 +141,23 @@ def test_the_share_stays_within_its_limits():
     assert shrinking.rho == 0.02
 
 
+def test_the_share_is_compared_with_the_last_twenty_means_only():
+    module = RankDisagreement("vq")
+    for mean in [100.0, *[5.0] * 19]:
+        module._above(torch.tensor([mean]))
+    assert module.rho == pytest.approx(0.09)
+    module._above(torch.tensor([50.0]))
+    assert module.rho == pytest.approx(0.09)
+    module._above(torch.tensor([60.0]))
+    assert module.rho == pytest.approx(0.099)
+
+
+def test_equal_gaps_are_not_told_apart_by_rounding():
+    gaps = torch.tensor([5 - 10 / 3, 2 - 1 / 3], dtype=torch.float64)
+    assert gaps[0] != gaps[1]
+    assert RankDisagreement("vq")._above(gaps).tolist() == [False, False]
+
+
 def test_the_share_survives_saving_and_loading(hacked, tmp_path):
     module = RankDisagreement("vq")
     for seed in range(5):

@@ -135,8 +135,8 @@ class RankDisagreement(TensorDictModuleBase):
         if not raised.numel():  # no valid sample: there is nothing to learn from this batch
             return gap > 0
         self._adapt(float(raised.mean()))
-        # Gaps are multiples of 1/(2 · rewards); 1e-6 keeps rounding of the percentile from
-        # selecting the sample that lies exactly on it.
+        # Different gaps are at least 1/(2 · rewards) apart; 1e-6 keeps the rounding of means, as in
+        # 5 - 10/3 < 2 - 1/3, from telling equal ones apart.
         return gap > torch.quantile(raised, 1.0 - self.rho) + 1e-6
 
     def _adapt(self, mean: float) -> None:
