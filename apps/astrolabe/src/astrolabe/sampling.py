@@ -1,0 +1,49 @@
+"""A video model as a function from prompts and seeds to videos."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from astrolabe_rollout.streaming import StreamingPolicy
+from tensordict import TensorDict
+
+from astrolabe.config import Run
+from astrolabe.run_folder import LORA, RunFolder
+from astrolabe_rollout.errors import CheckpointError
+from astrolabe_rollout.lora import load_lora
+from astrolabe_rollout.model import VideoModel
+
+#: Reads text, seed, window index and fps of a batch ``[n]``; returns it with pixels.
+Sample = Callable[[TensorDict], TensorDict]
+
+
+def sampler(model: VideoModel, num_frames: int) -> Sample:
+    """Return a function that samples videos of ``num_frames`` latent frames with the model."""
+    policy = StreamingPolicy(model, num_frames=num_frames)
+
+    def sample(batch: TensorDict) -> TensorDict:
+        batch["prompt", "embeds"] = model.text(list(batch["prompt", "text"]))
+        sampled: TensorDict = policy(batch)
+        return sampled
+
+    return sample
+
+
+def load_trained(model: VideoModel, folder: RunFolder) -> Path:
+    """Put the averaged adapter of a run's newest checkpoint on its model; return the checkpoint.
+
+    Raises:
+        CheckpointError: If there is none, or it is damaged or of another model.
+    """
+    checkpoint = folder.newest()
+    if checkpoint is None:
+        raise CheckpointError(
+            f"{str(folder.path)!r} has no checkpoint yet. "
+            f"Train on with: astrolabe train --resume {folder.path}"
+        )
+    load_lora(model.transformer.network, checkpoint / LORA)
+    return checkpoint
+
+
+def evaluation_frames(run: Run) -> int:
+    """Latent frames of the videos that a run is judged by."""
+    return run.evaluation.num_frames or run.rollout.num_frames

@@ -1,0 +1,48 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from astrolabe.compose import compose
+from astrolabe.load import load
+from astrolabe_rollout.tiny import build_tiny, tiny_modules
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """Overrides for a run of seconds, on the embedded model with random weights."""
+    folder = tmp_path_factory.mktemp("random")
+    for name, module in tiny_modules(build_tiny(seed=0)).items():
+        state = {key: value.clone() for key, value in module.state_dict().items()}
+        save_file(state, folder / f"{name}.safetensors")
+    return [
+        f"model.options.path={str(folder)!r}",
+        "lora.rank=2",
+        "lora.alpha=2",
+        "rollout.num_prompts=2",
+        "rollout.group_size=2",
+        "rollout.num_frames=6",
+        "train.steps=3",
+        "train.micro_batch=2",
+        "snapshots.old_decay=0.5",
+        "evaluation.num_videos=2",
+        "evaluation.batch_size=2",
+        "logging.checkpoint_every=1",
+    ]
+
+
+@pytest.fixture
+def small_run(small):
+    return load(["tiny"], small)
+
+
+@pytest.fixture
+def parts(small_run):
+    return compose(small_run)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
