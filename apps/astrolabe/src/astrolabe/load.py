@@ -126,7 +126,7 @@ def _defaults() -> Table:
     for item in fields(Run):
         default: Any = item.default_factory  # Any: typeshed's mark for "none" has no call
         value = default()
-        table[item.name] = asdict(value) if is_dataclass(value) else value
+        table[item.name] = value if isinstance(value, dict) else asdict(value)
     return table
 
 

@@ -1,0 +1,92 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def astrolabe(*arguments, **options):
+    command = [sys.executable, "-m", "astrolabe", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def metrics(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith(("time/", "memory/"))}
+        for line in lines
+    ]
+
+
+def wait_for_line(folder, count):
+    for _ in range(6000):
+        path = folder / "metrics.jsonl"
+        if path.exists() and path.read_text().count("\n") >= count:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{folder} never reached step {count}")
+
+
+@pytest.fixture(scope="module")
+def straight(small, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    process = astrolabe("train", *options(small), "--out", folder)
+    assert process.wait(600) == 0, process.stderr.read()
+    return metrics(folder)
+
+
+def options(small):
+    extra = ["train.steps=6", "logging.checkpoint_every=2", "evaluation.at_end=false"]
+    return [word for text in [*small, *extra] for word in ("--set", text)]
+
+
+def go_on(folder):
+    process = astrolabe("train", "--resume", folder)
+    assert process.wait(600) == 0, process.stderr.read()
+    return metrics(folder)
+
+
+def test_a_killed_run_goes_on_bit_for_bit(small, straight, tmp_path):
+    folder = tmp_path / "run"
+    process = astrolabe("train", *options(small), "--out", folder)
+    wait_for_line(folder, 3)
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
+    assert go_on(folder) == straight
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(small, straight, tmp_path):
+    folder = tmp_path / "run"
+    process = astrolabe("train", *options(small), "--out", folder)
+    wait_for_line(folder, 1)
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
+    assert go_on(folder) == straight
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_says_how_to_go_on_and_does(small, straight, tmp_path, number):
+    folder = tmp_path / "run"
+    process = astrolabe("train", *options(small), "--out", folder)
+    wait_for_line(folder, 1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    done = len(metrics(folder))
+    assert f"saved after step {done} of 6" in out
+    assert f"astrolabe train --resume {folder}" in out
+    assert go_on(folder) == straight
