@@ -7,6 +7,7 @@ from astrolabe_rewards import PixelCheck, TinyTextReward, WeightsError
 from astrolabe_rewards.matcher import clips_of
 from astrolabe_rewards.pixel_check import PALETTE
 from astrolabe_rewards.words import VOCABULARY, named_attributes
+from astrolabe_rollout.tiny import load_tiny
 from astrolabe_rollout.world import COLOURS, GROUNDS, MOTIONS, SHAPES, render, sample_scenes
 
 COUNT = 24
@@ -68,6 +69,17 @@ def test_the_check_refuses_a_wrong(attribute, world):
     assert (checks.pop(attribute) == 0).all()
     checks.pop("direction")
     assert all((values == 1).all() for values in checks.values())
+
+
+def test_the_check_knows_shapes_through_the_embedded_codec(world):
+    scenes, videos = world
+    codec = load_tiny().codec
+    latents = codec.encode(videos)
+    generator = torch.Generator().manual_seed(0)
+    imprecise = latents + 0.3 * torch.randn(latents.shape, generator=generator)
+    found = PixelCheck().check(codec.decode(imprecise), [scene.caption for scene in scenes])
+    assert found["shape"].mean() >= 0.95
+    assert found["colour"].mean() == 1
 
 
 def test_the_check_bears_a_little_blur_and_noise(world, spoil):
