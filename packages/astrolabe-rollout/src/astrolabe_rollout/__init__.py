@@ -1,1 +1,40 @@
-"""Astrolabe."""
+"""Streaming rollout of causal video models, as TensorDict modules. Names load on first use."""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "CausalWan": "transformer",
+    "CheckpointError": "errors",
+    "Denoiser": "denoiser",
+    "FlowSchedule": "schedule",
+    "Geometry": "geometry",
+    "GroupSampler": "prompts",
+    "KVCache": "cache",
+    "PromptEnv": "env",
+    "PromptFileError": "errors",
+    "StreamingPolicy": "streaming",
+    "VideoModel": "model",
+    "add_lora": "lora",
+    "load_checkpoint": "conversion",
+    "load_into": "conversion",
+    "load_lora": "lora",
+    "load_tiny": "tiny",
+    "make_collector": "collector",
+    "read_prompts": "prompts",
+    "sample_chunk": "sampler",
+    "save_lora": "lora",
+    "trainable_parameters": "lora",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:  # any public name
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,8 +1,8 @@
 """The TensorDict entries this package reads and writes.
 
 Each value is ``dtype [shape] meaning and unit``; ``*B`` is any batch shape, ``f`` latent frames,
-``F`` pixel frames, ``c`` context frames, ``L`` text tokens, ``D`` text width. Two packages that name
-the same entry give it the same text (tests/contract/test_keys.py).
+``F`` pixel frames, ``c`` context frames, ``L`` text tokens, ``D`` text width. Two packages that
+name the same entry give it the same text (tests/contract/test_keys.py).
 """
 
 TEXT = ("prompt", "text")

@@ -1,0 +1,237 @@
+"""The rolling KV cache: a sink that stays, a window that moves, and prefixes that a group shares.
+
+Sizes are counted in latent frames. One chunk at a time is *open*: ``open`` makes room for it once
+for all layers, every forward pass overwrites its keys and values, ``close`` keeps what the last
+pass (on clean latents) wrote. Counters are Python integers, so nothing waits for a GPU.
+
+Keys are stored rotated. With block-relative positions (Infinity-RoPE) a frame's position is its
+slot in the cache; that differs from its number in the video by one constant for the window and by
+none for the sink, and attention depends on differences alone, so it is enough to move the sink
+along.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from astrolabe_rollout.rope import move
+
+
+@dataclass(frozen=True)
+class CacheRule:
+    """What a cache keeps and how it counts time.
+
+    Args:
+        tokens: Tokens of a latent frame.
+        window: Frames that attention can see, sink and own chunk included; ``None`` for all.
+        sink: Frames at the start of the video that are never dropped.
+        relative: Whether the sink's positions follow the window (block-relative RoPE).
+    """
+
+    tokens: int
+    window: int | None = None
+    sink: int = 0
+    relative: bool = False
+
+    def visible(self, end: int) -> tuple[int, int]:
+        """Return the first frame after the sink that a chunk ending at ``end`` sees.
+
+        The second number counts the frames dropped by then.
+        """
+        dropped = 0 if self.window is None else max(0, end - self.window)
+        return min(self.sink + dropped, end), dropped
+
+    def place_sink(self, sink: Tensor, dropped: int) -> Tensor:
+        """Return the sink's rotated keys where they are once so many frames are dropped."""
+        return move(sink, dropped) if self.relative else sink
+
+
+class KVCache:
+    """Keys and values of one batch of videos.
+
+    Args:
+        rule: What to keep.
+        layers: Number of transformer blocks.
+        capacity: Frames to allocate; by default the rule's window.
+        prefix: A cache of ``P`` videos whose frames are seen before this one's own, without a copy;
+            this cache then holds ``P * G`` videos, those of one group next to each other.
+
+    Raises:
+        ValueError: If neither ``capacity`` nor the rule's window bounds the cache.
+    """
+
+    def __init__(
+        self,
+        rule: CacheRule,
+        layers: int,
+        capacity: int | None = None,
+        prefix: "KVCache | None" = None,
+    ) -> None:
+        size = capacity or rule.window
+        if size is None:
+            raise ValueError(
+                "a cache without a window needs the number of frames to hold: set capacity."
+            )
+        self.rule, self.capacity, self.prefix = rule, size, prefix
+        # Number of the first frame stored here.
+        self.start: int = 0 if prefix is None else prefix.end
+        self.end: int = self.start  # frames of the video so far, the open chunk excluded
+        self.length = 0  # frames stored here, the open chunk excluded
+        self.opened = 0  # frames of the open chunk
+        self._keys: list[Tensor | None] = [None] * layers
+        self._values: list[Tensor | None] = [None] * layers
+        self._raw_sink: dict[int, Tensor] = {}  # rotated to the sink's own frame numbers
+
+    @property
+    def positions(self) -> range:
+        """Frame numbers of the open chunk."""
+        return range(self.end, self.end + self.opened)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, a shared prefix included once."""
+        own = sum(t.nbytes for t in (*self._keys, *self._values) if t is not None)
+        own += sum(t.nbytes for t in self._raw_sink.values())
+        return own + (0 if self.prefix is None else self.prefix.nbytes)
+
+    def fork(self, frames: int) -> "KVCache":
+        """Return a cache for several candidates that share this one's content.
+
+        Args:
+            frames: Frames that each of them may add.
+
+        Raises:
+            ValueError: If a chunk is open, or the sink is not complete yet.
+        """
+        if self.opened or self.end < max(self.rule.sink, 1):
+            raise ValueError(
+                f"the cache holds {self.end} closed frames and the sink has {self.rule.sink}; "
+                "generate and close the first chunks before the cache is forked."
+            )
+        return KVCache(self.rule, len(self._keys), capacity=frames, prefix=self)
+
+    def open(self, frames: int) -> None:
+        """Make room for a new chunk: drop the oldest frames after the sink.
+
+        Raises:
+            ValueError: If a chunk is open already, or the chunk does not fit.
+        """
+        if self.opened:
+            raise ValueError("a chunk is open already; close it before the next one.")
+        drop = self.length + frames - self.capacity
+        if drop > 0:
+            sink = self.rule.sink if self.prefix is None else 0
+            if self.rule.window is None or self.length - sink < drop or self.prefix is not None:
+                raise ValueError(
+                    f"the cache holds {self.capacity} frames; {self.length} are taken and "
+                    f"{frames} more do not fit. Allocate it with a larger capacity."
+                )
+            self._drop(sink, drop)
+        self.opened = frames
+        self._place_sink()
+
+    def _drop(self, sink: int, drop: int) -> None:
+        s = self.rule.tokens
+        kept = slice((sink + drop) * s, self.length * s)
+        for tensor in (*self._keys, *self._values):
+            if tensor is not None:
+                tensor[:, sink * s : (self.length - drop) * s] = tensor[:, kept].clone()
+        self.length -= drop
+
+    def _place_sink(self) -> None:
+        """Keep block-relative positions: the sink follows the window."""
+        rule = self.rule
+        _, dropped = rule.visible(self.end + self.opened)
+        if not (rule.relative and rule.sink and dropped) or self.prefix is not None:
+            return
+        size = rule.sink * rule.tokens
+        for layer, keys in enumerate(self._keys):
+            if keys is not None:
+                # From the original each time: rounding does not add up over a long video.
+                raw = self._raw_sink.setdefault(layer, keys[:, :size].clone())
+                keys[:, :size] = rule.place_sink(raw, dropped)
+
+    def skip(self, frames: int) -> None:
+        """Count frames of the video that were seen and dropped, without having been stored here."""
+        self.end += frames
+
+    def close(self) -> None:
+        """Keep the open chunk as it was last written."""
+        self.length += self.opened
+        self.end += self.opened
+        self.opened = 0
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the open chunk's rotated keys and values; return all that the chunk attends to.
+
+        Args:
+            layer: Transformer block.
+            keys: ``[B, opened * tokens, heads, head_dim]``.
+            values: The same.
+
+        Returns:
+            Keys and values ``[B, visible tokens, heads, head_dim]``, the chunk's own last.
+        """
+        s = self.rule.tokens
+        if self._keys[layer] is None:
+            shape = (keys.shape[0], self.capacity * s, *keys.shape[2:])
+            self._keys[layer], self._values[layer] = keys.new_empty(shape), values.new_empty(shape)
+        keys_here, values_here = self._keys[layer], self._values[layer]
+        assert keys_here is not None
+        assert values_here is not None
+        stop = self.length + self.opened
+        keys_here[:, self.length * s : stop * s] = keys
+        values_here[:, self.length * s : stop * s] = values
+        if self.prefix is None:
+            return self._seen(keys_here, stop), self._seen(values_here, stop)
+        shared_keys, shared_values = self.prefix.history(layer, self.end + self.opened)
+        return self._after(shared_keys, keys_here, stop), self._after(
+            shared_values, values_here, stop
+        )
+
+    def _seen(self, buffer: Tensor, stop: int) -> Tensor:
+        """Stored tokens that attention may see; not all if the capacity exceeds the window."""
+        rule, s = self.rule, self.rule.tokens
+        first, dropped = rule.visible(stop)
+        if not dropped:
+            return buffer[:, : stop * s]
+        if not rule.sink:
+            return buffer[:, first * s : stop * s]
+        return torch.cat([buffer[:, : rule.sink * s], buffer[:, first * s : stop * s]], 1)
+
+    def _after(self, shared: Tensor, own: Tensor, stop: int) -> Tensor:
+        """The shared prefix, seen by every candidate of its group, then what they do not share."""
+        rule, s = self.rule, self.rule.tokens
+        seen = stop if rule.window is None else min(stop, rule.window - rule.sink)
+        return torch.cat([expand(shared, own.shape[0]), own[:, (stop - seen) * s : stop * s]], 1)
+
+    def history(self, layer: int, end: int) -> tuple[Tensor, Tensor]:
+        """Return the closed keys and values that a later chunk ending at ``end`` sees.
+
+        Both are ``[P, tokens, heads, head_dim]``.
+        """
+        rule, s = self.rule, self.rule.tokens
+        keys, values = self._keys[layer], self._values[layer]
+        assert keys is not None
+        assert values is not None
+        keys, values = keys[:, : self.length * s], values[:, : self.length * s]
+        gone = self.end - self.length  # frames dropped from this cache so far
+        _, dropped = rule.visible(end)
+        more = dropped - gone
+        if more <= 0:
+            return keys, values
+        sink = rule.sink * s
+        after = min(sink + more * s, keys.shape[1])
+        raw = self._raw_sink.get(layer, keys[:, :sink])
+        placed = rule.place_sink(raw, dropped)
+        return (
+            torch.cat([placed, keys[:, after:]], 1),
+            torch.cat([values[:, :sink], values[:, after:]], 1),
+        )
+
+
+def expand(shared: Tensor, batch: int) -> Tensor:
+    """Repeat each of ``[P, ...]`` for its ``batch / P`` candidates, which lie side by side."""
+    group = batch // shared.shape[0]
+    return shared[:, None].expand(-1, group, *[-1] * (shared.ndim - 1)).flatten(0, 1)

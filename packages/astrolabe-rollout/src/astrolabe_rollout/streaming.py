@@ -1,0 +1,146 @@
+"""StreamingPolicy: one window of video a call, over a cache that rolls on from call to call."""
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+
+from astrolabe_rollout.cache import KVCache
+from astrolabe_rollout.keys import CONTEXT, EMBEDS, INDEX, LATENTS, PIXELS, SEED
+from astrolabe_rollout.model import VideoModel
+from astrolabe_rollout.sampler import sample_chunk
+
+GOLDEN_RATIO = 0x9E3779B97F4A7C15  # spreads window numbers over the seeds
+
+
+class StreamingPolicy(TensorDictModuleBase):
+    """Samples the next window of a batch of videos.
+
+    Reads ``("prompt","embeds")``, ``("prompt","seed")`` and ``("window","index")``; writes
+    ``("video","latents")``, ``("window","context")`` and ``("video","pixels")``. Index 0 starts new
+    videos, index k goes on with those of the call before: the KV cache lives here, never in the
+    batch.
+
+    Noise is drawn from each video's own seed on the CPU, so a seed gives the same noise whatever
+    the batch, the device or the number of processes.
+
+    Args:
+        model: The video model.
+        num_frames: Latent frames of a window, a multiple of the model's chunk.
+        decode: Whether to write pixels.
+        capacity: Latent frames to allocate for a model without a window; by default ``num_frames``.
+
+    Raises:
+        ValueError: If ``num_frames`` is no multiple of the chunk.
+    """
+
+    def __init__(
+        self,
+        model: VideoModel,
+        num_frames: int = 9,
+        *,
+        decode: bool = True,
+        capacity: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.chunks = model.geometry.chunks(num_frames)
+        self.num_frames, self.decode = num_frames, decode
+        self.capacity = (capacity or num_frames) if model.geometry.window is None else None
+        self.transformer = model.transformer
+        self.in_keys = [EMBEDS, SEED, INDEX]
+        self.out_keys = [LATENTS, CONTEXT, *([PIXELS] if decode else [])]
+        self._model = model
+        self._cache: KVCache | None = None
+        self._context: Tensor | None = None
+        self._windows = 0  # sampled since the videos began
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """Noise levels that sampling visits, falling from 1."""
+        return self._model.sigmas
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values held now."""
+        return 0 if self._cache is None else self._cache.nbytes
+
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Sample one window.
+
+        Raises:
+            ValueError: If the batch does not go on where the last call ended.
+        """
+        flat = tensordict.reshape(-1)
+        index = self._index(flat)
+        geometry = self._model.geometry
+        embeds = flat[EMBEDS].to(next(self.transformer.parameters()).device)
+        if index == 0:
+            self._cache = self.transformer.new_cache(self.capacity)
+            shape = (len(flat), geometry.context, geometry.channels, *geometry.latent_size)
+            self._context = embeds.new_zeros(shape)
+        assert self._cache is not None
+        assert self._context is not None
+        context = self._context
+        noise = WindowNoise(flat[SEED], index, (geometry.chunk, *context.shape[2:]), embeds)
+        latents = torch.cat(
+            [self._chunk(embeds, self._cache, noise) for _ in range(self.chunks)], 1
+        )
+        self._windows = index + 1
+        self._context = next_context(context, latents, index * self.num_frames, geometry.sink)
+        written = {LATENTS: latents, CONTEXT: context}
+        if self.decode:
+            written[PIXELS] = self._model.codec.decode(latents, first=index == 0)
+        for key, value in written.items():
+            tensordict[key] = value.reshape(*tensordict.batch_size, *value.shape[1:])
+        return tensordict
+
+    def _chunk(self, embeds: Tensor, cache: KVCache, noise: "WindowNoise") -> Tensor:
+        draws = noise.draw(len(self.sigmas))
+        frames = self._model.geometry.chunk
+        return sample_chunk(self.transformer, self.sigmas, embeds, cache, draws.__getitem__, frames)
+
+    def _index(self, flat: TensorDictBase) -> int:
+        indices = flat[INDEX].unique().tolist()
+        known = 0 if self._context is None else len(self._context)
+        if indices != [0] and (indices != [self._windows] or known != len(flat)):
+            raise ValueError(
+                f"the batch asks for windows {indices} of {len(flat)} videos, but this policy "
+                f"holds {known} videos and goes on with window {self._windows}. Start videos with "
+                "index 0 and call once for each window, in order."
+            )
+        return int(indices[0])
+
+
+class WindowNoise:
+    """The noise of one window of a batch of videos, from one seed a video."""
+
+    def __init__(self, seeds: Tensor, index: int, shape: tuple[int, ...], like: Tensor) -> None:
+        self._generators = [
+            torch.Generator().manual_seed((int(seed) + GOLDEN_RATIO * index) % 2**63)
+            for seed in seeds.tolist()
+        ]
+        self._shape, self._like = shape, like
+
+    def draw(self, steps: int) -> Tensor:
+        """Return the next chunk's noise for each denoising step, ``[steps, B, f, C, h, w]``."""
+        shape = (steps, *self._shape)
+        noise = torch.stack([torch.randn(shape, generator=g) for g in self._generators], 1)
+        return noise.to(self._like)
+
+
+def next_context(context: Tensor, latents: Tensor, before: int, sink: int) -> Tensor:
+    """Return what the next window can see: the sink, then the newest frames, then zeros.
+
+    Args:
+        context: The same for this window, ``[B, c, C, h, w]``.
+        latents: This window, ``[B, f, C, h, w]``.
+        before: Latent frames of the video before this window.
+        sink: Frames kept for ever.
+    """
+    size = context.shape[1]
+    seen = torch.cat([context[:, : min(before, size)], latents], 1)
+    if seen.shape[1] > size:
+        seen = torch.cat([seen[:, :sink], seen[:, seen.shape[1] - (size - sink) :]], 1)
+    padding = context.new_zeros(len(context), size - seen.shape[1], *context.shape[2:])
+    return torch.cat([seen, padding], 1)

@@ -1,0 +1,157 @@
+"""CausalWan: diffusers' own Wan transformer, run frame by frame with causal attention.
+
+Wan's patches span one latent frame, so frames can lie in the batch: each then has a timestep of its
+own for free, and only attention has to join them (see ``attention``). No block is copied or
+subclassed.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from torch import Tensor, nn
+
+from astrolabe_rollout.attention import (
+    CausalSelfAttention,
+    KeyValue,
+    Plan,
+    StreamPlan,
+    TextCrossAttention,
+    WindowPlan,
+)
+from astrolabe_rollout.cache import CacheRule, KVCache
+from astrolabe_rollout.geometry import Geometry
+from astrolabe_rollout.rope import rotations
+
+
+class _PlanInsteadOfRope(nn.Module):
+    """Stands where diffusers computes rotary embeddings; hands the plan to every block."""
+
+    plan: Plan
+
+    def forward(self, hidden_states: Tensor) -> Plan:
+        return self.plan
+
+
+class _Timesteps(nn.Module):
+    """Sinusoid of the timestep in float64: float32 is 6e-5 off at t near 1000."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        half = self.channels // 2
+        exponent = torch.arange(half, dtype=torch.float64, device=timestep.device) / half
+        angle = timestep.double()[:, None] * torch.exp(-math.log(10000) * exponent)
+        return torch.cat([angle.cos(), angle.sin()], -1).float()
+
+
+class CausalWan(nn.Module):
+    """A causal video transformer.
+
+    Args:
+        network: diffusers' Wan transformer; its attention processors and rotary module are
+            replaced.
+        geometry: Sizes, chunk, window and sink.
+        relative: Whether positions are block-relative (Infinity-RoPE) rather than absolute.
+
+    Raises:
+        ValueError: If the network's patches span more than one latent frame.
+    """
+
+    def __init__(
+        self, network: WanTransformer3DModel, geometry: Geometry, relative: bool = False
+    ) -> None:
+        super().__init__()
+        # Any: diffusers types its config as a dict, and its blocks no further than nn.Module.
+        wan: Any = network
+        config = wan.config
+        if tuple(config.patch_size) != (1, geometry.patch, geometry.patch):
+            raise ValueError(
+                f"the network has patches {tuple(config.patch_size)}, the geometry "
+                f"{geometry.patch}. Both must be (1, {geometry.patch}, {geometry.patch})."
+            )
+        self.network, self.geometry = network, geometry
+        self.head_dim, self.layers = config.attention_head_dim, config.num_layers
+        self.rule = CacheRule(geometry.tokens, geometry.window, geometry.sink, relative)
+        wan.rope = _PlanInsteadOfRope()
+        wan.condition_embedder.timesteps_proj = _Timesteps(config.freq_dim)
+        for layer, block in enumerate(wan.blocks):
+            block.attn1.set_processor(CausalSelfAttention(layer))
+            block.attn2.set_processor(TextCrossAttention())
+
+    def new_cache(self, capacity: int | None = None) -> KVCache:
+        """Return an empty cache; ``capacity`` in latent frames is needed for a global window."""
+        return KVCache(self.rule, self.layers, capacity)
+
+    @torch.no_grad()
+    def forward_chunk(
+        self, latents: Tensor, timestep: Tensor, embeds: Tensor, cache: KVCache
+    ) -> Tensor:
+        """Predict the velocity of the cache's open chunk and store its keys and values.
+
+        Args:
+            latents: Noisy latents ``[B, f, C, h, w]``.
+            timestep: ``1000 σ``, ``[B, f]``.
+            embeds: Text ``[B, L, D]``.
+            cache: Cache with an open chunk of f frames.
+
+        Returns:
+            Velocity ``[B, f, C, h, w]``.
+        """
+        rotation = self._rotation(cache.positions, latents)
+        return self._run(latents, timestep, embeds, StreamPlan(cache, rotation, latents.shape[1]))
+
+    def forward_window(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        embeds: Tensor,
+        *,
+        chunks: Sequence[int] | None = None,
+        prefix: KVCache | None = None,
+        clean: dict[int, KeyValue] | None = None,
+        record: dict[int, KeyValue] | None = None,
+    ) -> Tensor:
+        """Predict a whole window's velocity in one pass; chunks see what they would in a stream.
+
+        Args:
+            latents: Noisy latents ``[B, f, C, h, w]``.
+            timestep: ``1000 σ``, ``[B, f]``.
+            embeds: Text ``[B, L, D]``.
+            chunks: Latent frames of each chunk; by default the geometry's.
+            prefix: Closed cache of the frames before the window, of B videos or fewer (shared by
+                groups).
+            clean: Recorded keys and values of the window's clean latents, to be seen by later
+                chunks. Without it they see this pass's own (noisy context).
+            record: Filled with this pass's keys and values.
+
+        Returns:
+            Velocity ``[B, f, C, h, w]``.
+        """
+        frames = latents.shape[1]
+        if chunks is None:
+            chunks = (self.geometry.chunk,) * self.geometry.chunks(frames)
+        start = 0 if prefix is None else prefix.end
+        rotation = self._rotation(range(start, start + frames), latents)
+        plan = WindowPlan(self.rule, rotation, chunks, prefix, clean, record)
+        return self._run(latents, timestep, embeds, plan)
+
+    def _rotation(self, frames: range, latents: Tensor) -> Tensor:
+        height, width = (size // self.geometry.patch for size in latents.shape[-2:])
+        return rotations(frames, height, width, self.head_dim, latents.device)
+
+    def _run(self, latents: Tensor, timestep: Tensor, embeds: Tensor, plan: Plan) -> Tensor:
+        network: Any = self.network  # its rotary module is ours
+        network.rope.plan = plan
+        output = network(
+            hidden_states=latents.flatten(0, 1).unsqueeze(2),  # [B * f, C, 1, h, w]
+            timestep=timestep.flatten(),
+            encoder_hidden_states=embeds,
+            return_dict=False,
+        )
+        velocity: Tensor = output[0].squeeze(2).unflatten(0, latents.shape[:2])
+        return velocity

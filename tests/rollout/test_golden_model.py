@@ -1,0 +1,163 @@
+"""Parity with the public reference code, fp32, absolute tolerance 2e-5.
+
+The difference is 3e-6 as a rule; outputs reach 10.
+"""
+
+import pytest
+import torch
+
+from astrolabe_rollout.sampler import prefill, sample_chunk
+from astrolabe_rollout.schedule import FlowSchedule, add_noise, to_x0
+
+SIGMAS = FlowSchedule(5.0).warp((1000, 750, 500, 250))
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5)
+
+
+def x0_of(case, flow, x):
+    sigma = FlowSchedule(5.0).nearest(case["timestep"].expand(x.shape[:2]))
+    return to_x0(x, flow, sigma)
+
+
+def test_schedule_equals_the_reference_tables(golden):
+    case, schedule = golden("scheduler"), FlowSchedule(5.0)
+    torch.testing.assert_close(schedule.sigmas, case["sigmas"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(schedule.sigmas * 1000, case["timesteps"], rtol=1e-6, atol=0)
+    close(torch.tensor(SIGMAS) * 1000, case["warped"])
+    warped_8 = FlowSchedule(8.0).warp((1000, 750, 500, 250))
+    torch.testing.assert_close(
+        torch.tensor(warped_8) * 1000, case["warped_shift8"], rtol=1e-6, atol=0
+    )
+    near = schedule.nearest(torch.tensor([1000.0, 750, 500, 250, 0, 125]))
+    torch.testing.assert_close(
+        near, case["sigma_nearest_of_1000_750_500_250_0_125"], rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "chunks", "options"),
+    [
+        ("i_train_chunk3_perframe_t", [3] * 7, {}),
+        ("i_train_chunk3_same_t750_grads", [3] * 7, {}),
+        ("i_train_chunk1_same_t750", [1] * 21, {"chunk": 1}),
+        ("i_train_local12_chunk3", [3] * 7, {"window": 12}),
+        ("i_train_indep_first_22", [1] + [3] * 7, {}),
+    ],
+)
+def test_window_forward_with_noisy_context(golden, golden_wan, name, chunks, options):
+    case, wan = golden(name), golden_wan(**options)
+    flow = wan.forward_window(case["x"], case["timestep"], case["prompt_embeds"], chunks=chunks)
+    close(flow, case["flow"])
+    close(x0_of(case, flow, case["x"]), case["x0"])
+
+
+def test_gradients_equal_the_reference_with_and_without_checkpointing(golden, golden_wan):
+    case, wan = golden("i_train_chunk3_same_t750_grads"), golden_wan()
+    names = {
+        "blocks.0.ffn.0.bias": "blocks.0.ffn.net.0.proj.bias",
+        "blocks.0.self_attn.q.weight": "blocks.0.attn1.to_q.weight",
+        "blocks.1.cross_attn.o.weight": "blocks.1.attn2.to_out.0.weight",
+        "blocks.1.self_attn.k.weight": "blocks.1.attn1.to_k.weight",
+        "blocks.2.modulation": "blocks.2.scale_shift_table",
+        "blocks.2.self_attn.v.bias": "blocks.2.attn1.to_v.bias",
+        "head.modulation": "scale_shift_table",
+        "patch_embedding.weight": "patch_embedding.weight",
+        "time_projection.1.bias": "condition_embedder.time_proj.bias",
+    }
+    parameters = dict(wan.network.named_parameters())
+    chosen = {f"grad.{key}": parameters[name] for key, name in names.items()}
+    wan.network.requires_grad_(True)
+    try:
+        for checkpointing in (False, True):
+            if checkpointing:
+                wan.network.enable_gradient_checkpointing()
+            flow = wan.forward_window(case["x"], case["timestep"], case["prompt_embeds"])
+            loss = (x0_of(case, flow, case["x"]) * case["grad_weight"]).mean()
+            close(loss[None], case["loss"])
+            gradients = torch.autograd.grad(loss, list(chosen.values()))
+            for key, gradient in zip(chosen, gradients, strict=True):
+                close(gradient, case[key])
+    finally:
+        wan.network.disable_gradient_checkpointing()
+        wan.network.requires_grad_(False)
+
+
+def test_clean_detached_context_equals_teacher_forcing(golden, golden_wan):
+    case, wan, record = golden("i_train_teacher_forcing"), golden_wan(), {}
+    embeds = case["prompt_embeds"]
+    wan.forward_window(case["clean_x"], torch.zeros(1, 21), embeds, record=record)
+    flow = wan.forward_window(case["x"], case["timestep"], embeds, clean=record)
+    close(flow, case["flow"])
+    close(x0_of(case, flow, case["x"]), case["x0"])
+
+
+def stream(case, wan, chunk):
+    """Sample a whole video with the injected noise of a golden case."""
+    frames = case["noise"].shape[1]
+    cache = wan.new_cache(frames if wan.rule.window is None else None)
+    latents = []
+    for index in range(frames // chunk):
+        start = case["noise"][:, index * chunk : (index + 1) * chunk]
+        again = case["renoise"][index]
+        noise = lambda step, start=start, again=again: again[step - 1] if step else start  # noqa: E731
+        latents.append(sample_chunk(wan, SIGMAS, case["prompt_embeds"], cache, noise, chunk))
+    return torch.cat(latents, 1), cache
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ii_stream_global_7", {}),
+        ("ii_stream_global_5_batch2", {}),
+        ("ii_stream_framewise_global_7", {"chunk": 1}),
+        ("iii_roll_L12_S3_8", {"window": 12, "sink": 3}),
+        ("iii_roll_L6_S0_6", {"window": 6}),
+        ("iii_roll_L6_S1_6", {"window": 6, "sink": 1}),
+        ("iii_roll_framewise_L6_S1_10", {"chunk": 1, "window": 6, "sink": 1}),
+        ("iii_roll_framewise_L6_S3_10", {"chunk": 1, "window": 6, "sink": 3}),
+    ],
+)
+def test_streaming_with_a_rolling_cache(golden, golden_wan, name, options):
+    case, wan = golden(name), golden_wan(**options)
+    latents, cache = stream(case, wan, options.get("chunk", 3))
+    close(latents, case["latents"])
+    close(cache._keys[0], case["cache_k_layer0"])
+    close(cache._values[-1], case["cache_v_last"])
+
+
+def test_a_global_model_sees_the_newest_21_frames(golden, golden_wan):
+    case, wan = golden("iii_global_capped21_8"), golden_wan(window=21)
+    latents, cache = stream(case, wan, 3)
+    close(latents, case["latents"])
+    close(cache._keys[0], case["cache_k_layer0"][:, -21 * 12 :])
+
+
+@pytest.mark.parametrize(
+    ("name", "window", "sink"),
+    [
+        ("vi_window_L12_S3", 12, 3),
+        ("vi_window_L12_S3_W21", 12, 3),
+        ("vi_window_L12_S3_W21_from0", 12, 3),
+        ("vi_window_L12_S3_t0_prefix_full", 12, 3),
+        ("vi_window_global", None, 0),
+    ],
+)
+def test_window_over_a_clean_prefix(golden, golden_wan, name, window, sink):
+    case, wan = golden(name), golden_wan(window=window, sink=sink)
+    embeds, timestep = case["prompt_embeds"], case["timestep"]
+    frames = case["xt"].shape[1]
+    before = case["clean"].shape[1] - frames
+    prefix = None
+    if before:
+        prefix = wan.new_cache(case["clean"].shape[1] if window is None else None)
+        prefill(wan, case["clean"][:, :before], embeds, prefix, 3)
+    every = timestep.expand(1, frames)
+    flow = wan.forward_window(case["xt"], every, embeds, prefix=prefix)
+    close(flow, case["flow"])
+    close(to_x0(case["xt"], flow, FlowSchedule(5.0).nearest(every)), case["x0"])
+    close(
+        add_noise(case["clean"][:, before:], case["noise"], FlowSchedule(5.0).nearest(every)),
+        case["xt"],
+    )
