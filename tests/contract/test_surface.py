@@ -1,0 +1,20 @@
+"""The public names of each package: a new one is a decision, not an accident."""
+
+from importlib import import_module
+
+import pytest
+
+NAMES = {
+    "astrolabe_rollout": """CausalWan CheckpointError Denoiser FlowSchedule Geometry GroupSampler
+        KVCache PromptEnv PromptFileError StreamingPolicy VideoModel add_lora load_checkpoint
+        load_into load_lora load_tiny make_collector read_prompts sample_chunk save_lora
+        trainable_parameters""",
+}
+
+
+@pytest.mark.parametrize("package", NAMES)
+def test_public_names_are_these_and_exist(package):
+    module = import_module(package)
+    assert sorted(module.__all__) == sorted(NAMES[package].split())
+    for name in module.__all__:
+        getattr(module, name)

@@ -1,0 +1,82 @@
+"""Install each package's wheel alone in a fresh environment, and run its README there.
+
+    uv run python tools/check_isolation.py [PACKAGE ...]
+
+For every package: the wheel brings none of its siblings and none of the libraries it must do
+without, loads nothing but itself of this project, and the example in its README runs.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+#: What each package must do without.
+WITHOUT = {
+    "astrolabe-rollout": ("typer", "pydantic_settings"),
+    "astrolabe-rewards": ("torchrl", "diffusers", "transformers"),
+    "astrolabe-objectives": ("diffusers", "transformers"),
+    "astrolabe-eval": ("torchrl", "diffusers", "transformers"),
+}
+
+PROBE = """
+import doctest, importlib.util, pathlib, sys
+module, readme, *forbidden = sys.argv[1:]
+installed = [name for name in forbidden if importlib.util.find_spec(name)]
+assert not installed, f"{module} brings {installed}"
+__import__(module)
+result = doctest.testfile(readme, module_relative=False)
+assert result.attempted, f"{readme} has no example"
+assert not result.failed, f"{readme}: {result.failed} examples failed"
+loaded = {name.partition(".")[0] for name in sys.modules if name.startswith("astrolabe")}
+assert loaded == {module}, f"{module} loads {loaded}"
+print(f"{module}: {result.attempted} lines of its README run, alone")
+"""
+
+
+def run(*command: str | Path, **environment: str) -> None:
+    """Run a command and stop at its failure."""
+    subprocess.run([str(part) for part in command], check=True, env=os.environ | environment)
+
+
+def check(package: str, wheels: Path, folder: Path) -> None:
+    """Install one wheel alone and run its README."""
+    module = package.replace("-", "_")
+    (wheel,) = wheels.glob(f"{module}-*.whl")
+    python = folder / package / "bin" / "python"
+    run("uv", "venv", "--quiet", "--python", sys.executable, folder / package)
+    # The versions of the lock file, so that the check tests this package and not today's releases.
+    pins = folder / f"{package}.txt"
+    export = ["uv", "export", "--quiet", "--locked", "--no-dev", "--no-hashes"]
+    export += ["--no-emit-workspace", "--package", package]
+    with pins.open("w") as file:
+        subprocess.run(export, check=True, stdout=file, cwd=ROOT)
+    run("uv", "pip", "install", "--quiet", "--python", python, wheel, "--constraint", pins)
+    siblings = [name.replace("-", "_") for name in (*WITHOUT, "astrolabe") if name != package]
+    readme = ROOT / "packages" / package / "README.md"
+    run(python, "-c", PROBE, module, readme, *siblings, *WITHOUT[package], PYTHONPATH="")
+
+
+def main() -> None:
+    """Check the packages named on the command line, or all."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run(
+            "uv",
+            "build",
+            "--quiet",
+            "--all-packages",
+            "--wheel",
+            "--out-dir",
+            folder / "wheels",
+            ROOT,
+        )
+        for package in sys.argv[1:] or WITHOUT:
+            check(package, folder / "wheels", folder)
+
+
+if __name__ == "__main__":
+    main()
