@@ -9,6 +9,14 @@ NAMES = {
         KVCache PromptEnv PromptFileError StreamingPolicy VideoModel add_lora load_checkpoint
         load_into load_lora load_tiny make_collector read_prompts sample_chunk save_lora
         trainable_parameters""",
+    "astrolabe_rewards": """AttributeTA CompositeReward FlowMQ PixelCheck Reward SharpnessVQ
+        TinyTextReward WeightsError""",
+    "astrolabe_objectives": """DenoisingLoss GroupAdvantage NFTLoss OLD_DECAYS OldDecay
+        RankDisagreement ReferenceReset SnapshotError Snapshots group_statistics selective_kl""",
+    "astrolabe_eval": """Comparison Evaluation Scores Suite SuiteError Video VideoError
+        bootstrap_interval compare contact_sheet encode_mp4 evaluate_suite generate
+        interval_in_words load_suite paired_differences paired_interval read_mp4 reward_curves
+        score_suite verdict write_mp4 write_report""",
 }
 
 

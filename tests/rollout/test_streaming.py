@@ -202,3 +202,13 @@ def test_no_gradient_reaches_the_context():
     # Only through x_t of the last chunk itself: earlier chunks are context.
     assert gradient[:, 6:].abs().sum() > 0
     assert gradient[:, :6].abs().sum() == 0
+
+
+def test_stackable_windows_have_equal_length_and_real_frames():
+    model = small_model()
+    plain, equal = StreamingPolicy(model, 9), StreamingPolicy(model, 9, stackable=True)
+    whole = [policy(batch())["video", "pixels"] for policy in (plain, equal)]
+    later = [policy(batch(index=1))["video", "pixels"] for policy in (plain, equal)]
+    assert torch.equal(whole[0], whole[1])
+    assert later[1].shape == whole[1].shape
+    assert torch.equal(later[0][:, 3:], later[1])

@@ -20,7 +20,9 @@ from astrolabe_rollout.prompts import GroupSampler
 class PromptModel(Protocol):
     """What the environment needs of a video model."""
 
-    fps: float
+    @property
+    def fps(self) -> float:
+        """Pixel frames per second."""
 
     def text(self, prompts: list[str]) -> Tensor:
         """Embed n prompts as ``[n, L, D]``."""

@@ -28,7 +28,9 @@ class StreamingPolicy(TensorDictModuleBase):
         model: The video model.
         num_frames: Latent frames of a window, a multiple of the model's chunk.
         decode: Whether to write pixels.
-        capacity: Latent frames to allocate for a model without a window; by default ``num_frames``.
+        stackable: Give every window as many pixel frames as the first, by leaving out the first
+            three of later ones; the windows of a video then fit into one ``[N, T]`` batch.
+        capacity: Latent frames to allocate for a model without a window; ``num_frames`` by default.
 
     Raises:
         ValueError: If ``num_frames`` is no multiple of the chunk.
@@ -40,11 +42,12 @@ class StreamingPolicy(TensorDictModuleBase):
         num_frames: int = 9,
         *,
         decode: bool = True,
+        stackable: bool = False,
         capacity: int | None = None,
     ) -> None:
         super().__init__()
         self.chunks = model.geometry.chunks(num_frames)
-        self.num_frames, self.decode = num_frames, decode
+        self.num_frames, self.decode, self.stackable = num_frames, decode, stackable
         self.capacity = (capacity or num_frames) if model.geometry.window is None else None
         self.transformer = model.transformer
         self.in_keys = [EMBEDS, SEED, INDEX]
@@ -90,7 +93,7 @@ class StreamingPolicy(TensorDictModuleBase):
         self._context = next_context(context, latents, index * self.num_frames, geometry.sink)
         written = {LATENTS: latents, CONTEXT: context}
         if self.decode:
-            written[PIXELS] = self._model.codec.decode(latents, first=index == 0)
+            written[PIXELS] = self._model.codec.decode(latents, first=index == 0 or self.stackable)
         for key, value in written.items():
             tensordict[key] = value.reshape(*tensordict.batch_size, *value.shape[1:])
         return tensordict
