@@ -94,8 +94,15 @@ def compose(run: Run) -> Parts:
     add_lora(network, rank=run.lora.rank, alpha=run.lora.alpha, seed=run.train.seed)
     parameters = trainable_parameters(network)
     snapshots = build_snapshots(run, parameters)
-    policy = StreamingPolicy(model, num_frames=run.rollout.num_frames)
-    denoiser = Denoiser(model, num_frames=run.rollout.num_frames, context=run.train.context)
+    policy = StreamingPolicy(
+        model, num_frames=run.rollout.num_frames, stackable=run.rollout.windows > 1
+    )
+    denoiser = Denoiser(
+        model,
+        num_frames=run.rollout.num_frames,
+        context=run.train.context,
+        mask=run.train.mask,
+    )
     shuffle = torch.Generator()
     windows = run.rollout.num_prompts * run.rollout.group_size * run.rollout.windows
     return Parts(

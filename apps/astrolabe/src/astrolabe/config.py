@@ -162,6 +162,8 @@ class Train:
     """Train at the levels of sampling, or at ``denoising_steps / 1000`` as the public code does."""
     context: Literal["clean", "noisy"] = "clean"
     """What a chunk sees of earlier ones: clean (the paper), or noisy (the public code)."""
+    mask: Literal["chunk", "frame"] = "chunk"
+    """Denoise chunk by chunk as in sampling, or frame by frame as the public code does."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "updates", "micro_batch"):

@@ -34,7 +34,7 @@ def check_batch(run: Run, parts: Parts, batch: TensorDictBase) -> None:
     """
     check_noise_levels(run, parts)
     check_pairs(parts, batch)
-    if run.train.context == "clean":
+    if (run.train.context, run.train.mask) == ("clean", "chunk"):
         check_cache(parts, batch)
 
 

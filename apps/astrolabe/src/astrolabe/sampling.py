@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from astrolabe_rollout.streaming import StreamingPolicy
 from tensordict import TensorDict
 
 from astrolabe.config import Run
@@ -11,6 +10,7 @@ from astrolabe.run_folder import LORA, RunFolder
 from astrolabe_rollout.errors import CheckpointError
 from astrolabe_rollout.lora import load_lora
 from astrolabe_rollout.model import VideoModel
+from astrolabe_rollout.streaming import StreamingPolicy
 
 #: Reads text, seed, window index and fps of a batch ``[n]``; returns it with pixels.
 Sample = Callable[[TensorDict], TensorDict]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from tensordict import TensorDictBase, lazy_stack
+from tensordict import TensorDictBase
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
@@ -66,7 +66,7 @@ def train(run: Run, parts: Parts, clock: Clock, first: int = 0) -> Iterator[Step
         with clock("sample"):
             batch = next(batches)  # [N, T] windows, sampled by "old"
         with clock("score"):
-            batch = score(batch, parts)  # + ("score", *), ("next", "reward")
+            parts.reward(batch)  # + ("score", *), ("next", "reward")
             parts.advantage(batch)  # + "advantage"
             parts.disagreement(batch)  # + ("kl", "selected")
         if step == first:
@@ -82,12 +82,7 @@ def train(run: Run, parts: Parts, clock: Clock, first: int = 0) -> Iterator[Step
                     check_first_update(updates[0])
             losses = mean(updates)
             followed = parts.snapshots.advance(step, losses.get("kl", 0.0))
-        yield Step(step + 1, summarise(batch, losses) | followed | clock.take(), batch)
-
-
-def score(batch: TensorDictBase, parts: Parts) -> TensorDictBase:
-    """Score a batch ``[N, T]`` window by window: a video's first has fewer frames than the next."""
-    return lazy_stack([parts.reward(window) for window in batch.unbind(1)], 1)
+        yield Step(step + 1, summarise(run, batch, losses) | followed | clock.take(), batch)
 
 
 def update(minibatch: TensorDictBase, parts: Parts, run: Run, clock: Clock) -> Metrics:
@@ -130,13 +125,9 @@ def reseed(parts: Parts, seed: int, step: int) -> None:
     parts.loss.seed(mixed)
 
 
-def summarise(batch: TensorDictBase, losses: Metrics) -> Metrics:
+def summarise(run: Run, batch: TensorDictBase, losses: Metrics) -> Metrics:
     """Name what a step measured, in the order in which it is shown."""
-    scores = {
-        f"reward/{name}": float(value.nanmean())
-        for name, value in batch["score"].items()
-        if name != "total"
-    }
+    scores = {f"reward/{name}": float(batch["score", name].nanmean()) for name in run.rewards}
     return {
         "reward/total": float(batch["next", "reward"].nanmean()),
         **scores,
