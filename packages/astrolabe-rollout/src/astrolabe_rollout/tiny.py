@@ -2,7 +2,7 @@
 
 48x48 pixels, 16 frames per second, 3.9 M parameters; it knows the procedural world of ``world`` and
 no other.
-``tools/pretrain_tiny.py`` made the weights; ``tiny/README.md`` is its model card.
+``tools/pretrain_tiny.py`` made the weights; ``tiny_weights/README.md`` is its model card.
 """
 
 from pathlib import Path

@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from astrolabe_rewards import PixelCheck
+from astrolabe_rollout import CheckpointError, StreamingPolicy, load_tiny, tiny, world
+
+WEIGHTS = Path(tiny.__file__).parent / "tiny_weights"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_tiny()
+
+
+def prompts_batch(model, prompts):
+    return TensorDict(
+        {
+            "prompt": {
+                "embeds": model.text(prompts),
+                "seed": torch.arange(len(prompts)) + 7,
+            },
+            "window": {"index": torch.zeros(len(prompts), dtype=torch.int64)},
+        },
+        batch_size=[len(prompts)],
+    )
+
+
+def test_the_shipped_weights_are_small():
+    assert sum(file.stat().st_size for file in WEIGHTS.iterdir()) < 15e6
+
+
+def test_held_out_prompts_come_out_right(model):
+    prompts = world.prompts(held_out=True)[::5]
+    pixels = StreamingPolicy(model, 9)(prompts_batch(model, prompts))["video", "pixels"]
+    found = PixelCheck().check(pixels, prompts)
+    assert found["present"].mean() >= 0.9
+    assert found["colour"].mean() >= 0.9
+    assert found["direction"].nanmean() >= 0.7
+
+
+def test_four_times_the_trained_length_keeps_memory_and_object(model):
+    prompts = [
+        "a red square bounces on a black background",
+        "a cyan circle orbits on a gray background",
+    ]
+    sizes = []
+    for frames in (18, 36):
+        policy = StreamingPolicy(model, frames)
+        pixels = policy(prompts_batch(model, prompts))["video", "pixels"]
+        sizes.append(policy.cache_bytes)
+    assert sizes[0] == sizes[1]
+    assert pixels.shape[1] == 141
+    assert PixelCheck().check(pixels[:, -48:], prompts)["colour"].min() == 1
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "foreign"])
+def test_a_folder_of_other_files_is_refused(tmp_path, damage):
+    for file in WEIGHTS.glob("*.safetensors"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    target = tmp_path / "transformer.safetensors"
+    if damage == "missing":
+        target.unlink()
+    elif damage == "truncated":
+        target.write_bytes(target.read_bytes()[:100_000])
+    else:
+        target.write_bytes((tmp_path / "text.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match=r"transformer\.safetensors.*pretrain_tiny"):
+        load_tiny(tmp_path)
