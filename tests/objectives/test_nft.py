@@ -159,6 +159,13 @@ def test_global_random_state_is_neither_used_nor_moved(loss, clips):
     assert loss(clips)["loss_policy"] == first
 
 
+def test_a_batch_that_holds_noise_keeps_it(loss, clips):
+    noised = loss.noise(clips)
+    again = loss.noise(noised)
+    for key in (("noisy", "latents"), ("noisy", "sigma")):
+        assert again[key].equal(noised[key])
+
+
 def test_a_clip_has_one_noise_level_and_only_the_given_ones_occur(loss, clips):
     seen = set()
     for _ in range(20):

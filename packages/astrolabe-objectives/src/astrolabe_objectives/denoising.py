@@ -132,6 +132,9 @@ class DenoisingLoss(LossModule):
     def noise(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Flatten a batch to ``[M]`` and add noise; ``levels="all"`` repeats it for each level.
 
+        A batch that holds noise already keeps it: whoever splits a batch draws the noise of the
+        whole first, so that the size of the parts changes no number.
+
         Returns:
             A new TensorDict with the entries of ``tensordict``, ``x_t`` and its level.
 
@@ -139,6 +142,8 @@ class DenoisingLoss(LossModule):
             ValueError: If the latents are not ``[*B, f, C, h, w]``.
         """
         batch = tensordict.reshape(-1)  # [M]
+        if {self.tensor_keys.noisy, self.tensor_keys.sigma} <= set(batch.keys(True, True)):
+            return batch
         shape = tuple(read(batch, self.tensor_keys.latents, type(self).__name__).shape)
         if len(shape) != 5:
             raise ValueError(
