@@ -22,6 +22,8 @@ def small(tmp_path_factory):
         "rollout.group_size=2",
         "rollout.num_frames=6",
         "train.steps=3",
+        "train.updates=1",
+        "train.lr=1e-3",
         "train.micro_batch=2",
         "snapshots.old_decay=0.5",
         "evaluation.num_videos=2",

@@ -1,4 +1,4 @@
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise
 
 import pytest
@@ -23,9 +23,10 @@ def test_later_recipe_and_override_win(tmp_path):
 
 def test_a_table_of_rewards_is_merged_by_name():
     run = load(["tiny"], ["rewards.flow_mq.weight=0.5", "rewards.mine.name=a.b:C"])
-    assert run.rewards["flow_mq"] == RewardTerm(weight=0.5)
-    assert run.rewards["mine"].name == "a.b:C"
-    assert run.rewards["tiny_ta"] == RewardTerm()
+    plain = load(["tiny"], [])
+    assert run.rewards["flow_mq"] == replace(plain.rewards["flow_mq"], weight=0.5)
+    assert run.rewards["mine"] == RewardTerm(name="a.b:C")
+    assert run.rewards["tiny_ta"] == plain.rewards["tiny_ta"]
 
 
 def test_override_without_quotes_is_a_text():
