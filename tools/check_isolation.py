@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 #: What each package must do without.
 WITHOUT = {
-    "astrolabe-rollout": ("typer", "pydantic_settings"),
+    "astrolabe-rollout": (),
     "astrolabe-rewards": ("torchrl", "diffusers", "transformers"),
     "astrolabe-objectives": ("diffusers", "transformers"),
     "astrolabe-eval": ("torchrl", "diffusers", "transformers"),
