@@ -43,8 +43,7 @@ def wait_for_line(folder, count):
 @pytest.fixture(scope="module")
 def straight(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("straight") / "run"
-    process = astrolabe("train", *options(small), "--out", folder)
-    assert process.wait(600) == 0, process.stderr.read()
+    finish(astrolabe("train", *options(small), "--out", folder))
     return metrics(folder)
 
 
@@ -54,9 +53,13 @@ def options(small):
 
 
 def go_on(folder):
-    process = astrolabe("train", "--resume", folder)
-    assert process.wait(600) == 0, process.stderr.read()
+    finish(astrolabe("train", "--resume", folder))
     return metrics(folder)
+
+
+def finish(process):
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
 
 
 def test_a_killed_run_goes_on_bit_for_bit(small, straight, tmp_path):
@@ -64,7 +67,7 @@ def test_a_killed_run_goes_on_bit_for_bit(small, straight, tmp_path):
     process = astrolabe("train", *options(small), "--out", folder)
     wait_for_line(folder, 3)
     process.send_signal(signal.SIGKILL)
-    process.wait(60)
+    process.communicate(timeout=60)
     assert go_on(folder) == straight
 
 
@@ -73,7 +76,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(small, straight, t
     process = astrolabe("train", *options(small), "--out", folder)
     wait_for_line(folder, 1)
     process.send_signal(signal.SIGKILL)
-    process.wait(60)
+    process.communicate(timeout=60)
     assert go_on(folder) == straight
 
 
@@ -84,7 +87,7 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_does(small, straight, tm
     wait_for_line(folder, 1)
     process.send_signal(number)
     out, err = process.communicate(timeout=600)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert "Traceback" not in err
     done = len(metrics(folder))
     assert f"saved after step {done} of 6" in out
