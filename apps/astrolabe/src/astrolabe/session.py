@@ -95,7 +95,7 @@ def _train(folder: RunFolder, run: Run, parts: Parts, first: int, view: View) ->
     try:
         with (
             view,
-            interruptible(view.say) as interrupted,
+            interruptible() as interrupted,
             Tracker(folder, run.logging.backends) as tracker,
         ):
             for step in train(run, parts, Clock(view.phase), first):

@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM: the first asks a run to end after its step, the second ends it at once."""
 
+import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -16,11 +17,8 @@ class Interruption:
 
 
 @contextmanager
-def interruptible(say: Callable[[str], None]) -> Iterator[Interruption]:
+def interruptible() -> Iterator[Interruption]:
     """Within the block, note the first signal instead of dying of it.
-
-    Args:
-        say: Shows what happens next.
 
     Yields:
         True in a boolean context once a signal came.
@@ -31,7 +29,8 @@ def interruptible(say: Callable[[str], None]) -> Iterator[Interruption]:
         if interruption.asked:
             raise KeyboardInterrupt
         interruption.asked = True
-        say("Finishing this step, then saving. Press Ctrl-C again to drop the step.")
+        # Not through Rich: the signal may have come in the middle of its own printing.
+        os.write(2, b"Finishing this step, then saving. Press Ctrl-C again to drop the step.\n")
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
