@@ -1,7 +1,7 @@
 """Muon in float32, for the pretraining on a CPU.
 
 ``torch.optim.Muon`` orthogonalises in bfloat16, which a CPU without bfloat16 instructions emulates:
-one step of the small model took 7 s with it and takes 0.2 s here.
+one step on the small model's matrices takes 5.3 s with it on two cores, and 0.15 s here.
 """
 
 import torch
