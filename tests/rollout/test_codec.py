@@ -54,3 +54,10 @@ def test_decoding_chunk_by_chunk_equals_decoding_at_once():
 def test_a_number_of_frames_that_the_time_axis_cannot_hold_is_refused(frames, advice):
     with pytest.raises(ValueError, match=advice):
         make_codec().encode(torch.zeros(1, frames, 3, 16, 16, dtype=torch.uint8))
+
+
+def test_decoding_piece_by_piece_equals_decoding_the_whole():
+    codec, latents = make_codec(), torch.randn(2, 6, 4, 6, 6)
+    stream = codec.stream()
+    pieces = [stream(latents[:, :3]), stream(latents[:, 3:4]), stream(latents[:, 4:])]
+    assert torch.equal(torch.cat(pieces, 1), codec.decode(latents))

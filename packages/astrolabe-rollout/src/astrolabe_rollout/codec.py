@@ -5,11 +5,16 @@ frame, each later one is four. Frames are coded independently of each other, so 
 without any state.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
+
+
+#: Decodes the next latents ``[N, f, C, h, w]`` of a batch of videos to uint8 ``[N, F, 3, H, W]``.
+DecodeStream = Callable[[Tensor], Tensor]
 
 
 class VideoCodec(Protocol):
@@ -20,6 +25,12 @@ class VideoCodec(Protocol):
 
     def decode(self, latents: Tensor, first: bool = True) -> Tensor:
         """Turn latents ``[N, f, C, h, w]`` into uint8 pixels; ``first`` if they start the video."""
+
+    def stream(self) -> DecodeStream:
+        """Return a decoder of new videos that is called with one piece after the other.
+
+        The pieces together equal what `decode` makes of the whole; memory does not grow.
+        """
 
 
 class _Residual(nn.Module):
@@ -110,3 +121,15 @@ class PatchCodec(nn.Module):
         frames = torch.unflatten(groups, 0, latents.shape[:2]).flatten(1, 2)  # [N, 4 f, 3, H, W]
         pixels = ((frames + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return pixels[:, self.temporal - 1 :] if first else pixels
+
+    def stream(self) -> DecodeStream:
+        """Return a decoder of new videos, piece by piece."""
+        first = True
+
+        def decode(latents: Tensor) -> Tensor:
+            nonlocal first
+            pixels = self.decode(latents, first)
+            first = False
+            return pixels
+
+        return decode

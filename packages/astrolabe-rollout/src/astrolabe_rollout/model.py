@@ -1,6 +1,7 @@
 """A video model: transformer, text encoder, codec and the numbers that belong to them."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -9,6 +10,11 @@ from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.schedule import FlowSchedule
 from astrolabe_rollout.text import TextEncoder, encode_distinct
 from astrolabe_rollout.transformer import CausalWan
+
+#: What becomes of the cache when the prompt changes within a video: it stays; it is computed anew
+#: from the newest latents with the new prompt, the sink's part left or replaced (LongLive); or it is
+#: cut down to its first and its last two frames (Infinity-RoPE).
+Switch = Literal["keep", "recache", "recache_all", "flush"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,11 @@ class VideoModel:
         schedule: Noise levels.
         denoising_steps: The few-step list that the model was distilled to.
         fps: Pixel frames per second of its videos.
+        first_steps: The list for a video's first chunk, where it differs (frame-wise models
+            distilled to one or two steps).
+        switch: What happens to the cache at a change of the prompt.
+        rebuild: Latent frames from which the cache is computed anew before every chunk (Krea);
+            None for a cache that rolls.
     """
 
     transformer: CausalWan
@@ -30,6 +41,9 @@ class VideoModel:
     schedule: FlowSchedule
     denoising_steps: tuple[int, ...] = (1000, 750, 500, 250)
     fps: float = 16.0
+    first_steps: tuple[int, ...] | None = None
+    switch: Switch = "keep"
+    rebuild: int | None = None
 
     @property
     def geometry(self) -> Geometry:
@@ -40,6 +54,11 @@ class VideoModel:
     def sigmas(self) -> tuple[float, ...]:
         """Noise levels at which the model samples, falling from 1."""
         return self.schedule.warp(self.denoising_steps)
+
+    @property
+    def first_sigmas(self) -> tuple[float, ...]:
+        """Noise levels of a video's first chunk."""
+        return self.schedule.warp(self.first_steps or self.denoising_steps)
 
     def text(self, prompts: list[str]) -> Tensor:
         """Return embeddings ``[n, L, D]`` of prompts; equal prompts are encoded once."""
