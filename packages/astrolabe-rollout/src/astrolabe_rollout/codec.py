@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-
 #: Decodes the next latents ``[N, f, C, h, w]`` of a batch of videos to uint8 ``[N, F, 3, H, W]``.
 DecodeStream = Callable[[Tensor], Tensor]
 

@@ -12,8 +12,8 @@ from astrolabe_rollout.text import TextEncoder, encode_distinct
 from astrolabe_rollout.transformer import CausalWan
 
 #: What becomes of the cache when the prompt changes within a video: it stays; it is computed anew
-#: from the newest latents with the new prompt, the sink's part left or replaced (LongLive); or it is
-#: cut down to its first and its last two frames (Infinity-RoPE).
+#: from the newest latents with the new prompt, the sink left or replaced (LongLive); or it is cut
+#: down to its first and its last two frames (Infinity-RoPE).
 Switch = Literal["keep", "recache", "recache_all", "flush"]
 
 
