@@ -50,9 +50,10 @@ def motion_factors(frames: NDArray[np.uint8], fps: float) -> MotionFactors:
     - smoothness: ``exp(-a / (0.5 + m))``; a and m are acceleration and speed in pixels where the
       picture changes, median over time: jitter is in every frame, the turn of a bouncing ball is
       not.
-    - consistency: ``exp(-ρ e / 0.05)``, ρ = Σe/Σd the unexplained share, e the mean of the largest
-      tenth of ``e_t``; the geometric mean of its average over time and of its worst tenth, so one
-      pop counts.
+    - consistency: ``exp(-ρ e / (0.07 c))``, ρ = Σe/Σd the unexplained share, e the mean of the
+      largest tenth of ``e_t``, c the contrast of the video (1st to 99th percentile of its widest
+      channel, at least 0.1), so that a faint video is not a consistent one; the geometric mean of
+      its average over time and of its worst tenth, so one pop counts.
     - steadiness: ``exp(-b / 0.03)``, b the mean change of overall brightness against its trend.
 
     Args:
@@ -79,7 +80,8 @@ def motion_factors(frames: NDArray[np.uint8], fps: float) -> MotionFactors:
     acceleration = (weight * np.hypot(turn[..., 0], turn[..., 1])).sum((1, 2))
     roughness = acceleration / (weight * (0.5 + speed[:-1])).sum((1, 2))
     unexplained = error.sum((1, 2)) / (change.sum((1, 2)) + 0.001 * change[0].size)
-    kept = np.sort(np.exp(-unexplained * _largest(error, 0.1).mean(1) / 0.05))
+    relative = _largest(error, 0.1).mean(1) / max(_contrast(colours), 0.1)
+    kept = np.sort(np.exp(-unexplained * relative / 0.07))
     lowest = kept[: max(1, round(len(kept) / 10))]
     brightness = (colours @ LUMA).mean((1, 2))
     bend = np.abs(brightness[2:] - 2 * brightness[1:-1] + brightness[:-2]).mean() / 2
@@ -89,6 +91,12 @@ def motion_factors(frames: NDArray[np.uint8], fps: float) -> MotionFactors:
         consistency=float(np.sqrt(kept.mean() * lowest.mean())),
         steadiness=float(np.exp(-bend / 0.03)),
     )
+
+
+def _contrast(colours: Floats) -> float:
+    """Widest range of a channel over all frames ``[F, H, W, 3]``, without the outer percents."""
+    low, high = np.percentile(colours[:, ::2, ::2].reshape(-1, 3), (1, 99), axis=0)
+    return float((high - low).max())
 
 
 def _largest(values: Floats, share: float) -> Floats:
