@@ -86,3 +86,67 @@ def test_the_sink_never_makes_room_for_a_chunk():
     cache.close()
     with pytest.raises(ValueError, match="3 are taken and 4 more do not fit"):
         cache.open(4)
+
+
+def filled(relative=False, frames=9):
+    """A cache of window 6 and sink 1 with so many closed frames; a key's value is its frame."""
+    cache = KVCache(CacheRule(TOKENS, 6, 1, relative), LAYERS)
+    for start in range(0, frames, 3):
+        cache.open(3)
+        number = torch.arange(start, start + 3.0).repeat_interleave(TOKENS)
+        keys = number[None, :, None, None].expand(1, 3 * TOKENS, HEADS, HEAD_DIM)
+        for layer in range(LAYERS):
+            cache.write(layer, keys, keys)
+        cache.close()
+    return cache
+
+
+def stored(cache):
+    return cache._values[0][0, : cache.length * TOKENS : TOKENS, 0, 0].tolist()
+
+
+def test_a_flush_keeps_the_first_and_the_last_two_frames_that_are_there():
+    cache = filled()
+    assert stored(cache) == [0, 4, 5, 6, 7, 8]
+    cache.flush()
+    assert (stored(cache), cache.end) == ([0, 7, 8], 9)
+    cache.flush()
+    assert stored(cache) == [0, 7, 8]
+    cache.open(3)
+    assert cache.positions == range(9, 12)
+
+
+def test_a_hard_cut_leads_to_position_45_and_back():
+    for relative, first in ((False, 45), (True, 45 + 6)):
+        cache = filled(relative)
+        cache.flush()
+        cache.open(3, cut=True)
+        assert cache.positions == range(first, first + 3)
+        cache.close()
+        cache.open(3)
+        assert cache.positions == range(12, 15)
+
+
+def test_frames_can_be_opened_again_but_not_a_part_of_the_sink():
+    cache = filled()
+    with pytest.raises(ValueError, match=r"holds 6, 1 of them a sink.*those after the sink"):
+        cache.reopen(7)
+    cache.reopen(5)
+    assert (cache.positions, stored(cache)) == (range(4, 9), [0])
+    for forbidden in (cache.flush, cache.restart, lambda: cache.reopen(1)):
+        with pytest.raises(ValueError, match="open chunk"):
+            forbidden()
+
+
+def test_a_cache_starts_again_at_any_frame():
+    cache = filled()
+    cache.restart(20)
+    cache.open(6)
+    assert (cache.positions, cache.length) == (range(20, 26), 0)
+
+
+def test_a_prompt_is_known_by_its_tensor():
+    cache, prompt = filled(), torch.zeros(1)
+    cache.text(prompt)[0] = (prompt, prompt)
+    assert 0 in cache.text(prompt)
+    assert cache.text(torch.zeros(1)) == {}

@@ -3,11 +3,15 @@
 The difference is 3e-6 as a rule; outputs reach 10.
 """
 
+import copy
+
 import pytest
 import torch
 
-from astrolabe_rollout.sampler import prefill, sample_chunk
+from astrolabe_rollout.geometry import Geometry
+from astrolabe_rollout.sampler import prefill, rebuild, recache, sample_chunk
 from astrolabe_rollout.schedule import FlowSchedule, add_noise, to_x0
+from astrolabe_rollout.transformer import CausalWan
 
 SIGMAS = FlowSchedule(5.0).warp((1000, 750, 500, 250))
 
@@ -93,16 +97,20 @@ def test_clean_detached_context_equals_teacher_forcing(golden, golden_wan):
     close(x0_of(case, flow, case["x"]), case["x0"])
 
 
+def noise_of(case, index, chunk):
+    """The injected noise of a chunk by denoising step."""
+    start = case["noise"][:, index * chunk : (index + 1) * chunk]
+    return lambda step: case["renoise"][index][step - 1] if step else start
+
+
 def stream(case, wan, chunk):
     """Sample a whole video with the injected noise of a golden case."""
-    frames = case["noise"].shape[1]
+    frames, embeds = case["noise"].shape[1], case["prompt_embeds"]
     cache = wan.new_cache(frames if wan.rule.window is None else None)
-    latents = []
-    for index in range(frames // chunk):
-        start = case["noise"][:, index * chunk : (index + 1) * chunk]
-        again = case["renoise"][index]
-        noise = lambda step, start=start, again=again: again[step - 1] if step else start  # noqa: E731
-        latents.append(sample_chunk(wan, SIGMAS, case["prompt_embeds"], cache, noise, chunk))
+    latents = [
+        sample_chunk(wan, SIGMAS, embeds, cache, noise_of(case, index, chunk), chunk)
+        for index in range(frames // chunk)
+    ]
     return torch.cat(latents, 1), cache
 
 
@@ -161,3 +169,103 @@ def test_window_over_a_clean_prefix(golden, golden_wan, name, window, sink):
         add_noise(case["clean"][:, before:], case["noise"], FlowSchedule(5.0).nearest(every)),
         case["xt"],
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "keep_sink"),
+    [
+        ("iv_switch_early_6", True),
+        ("iv_switch_midchunk_10", True),
+        ("iv_switch_global_sink", True),
+        ("iv_switch_reset_sink", False),
+    ],
+)
+def test_a_new_prompt_with_recache(golden, golden_wan, name, keep_sink):
+    case, wan = golden(name), golden_wan(window=12, sink=3)
+    cache, prompts, latents = wan.new_cache(), list(case["prompt_embeds"]), []
+    switches = case["switch_frames"].tolist()
+    embeds = prompts.pop(0)
+    for index in range(case["noise"].shape[1] // 3):
+        if switches and 3 * index >= switches[0]:
+            switches.pop(0)
+            embeds = prompts.pop(0)
+            recache(wan, torch.cat(latents, 1), embeds, cache, keep_sink=keep_sink)
+        latents.append(sample_chunk(wan, SIGMAS, embeds, cache, noise_of(case, index, 3), 3))
+    assert not switches
+    close(torch.cat(latents, 1), case["latents"])
+    close(cache._keys[0], case["cache_k_layer0"])
+    close(cache._values[-1], case["cache_v_last"])
+
+
+@pytest.mark.parametrize(
+    ("name", "window", "sink", "relative", "cuts"),
+    [
+        ("v_infinity_A_L12_S3_10", 12, 3, True, False),
+        ("v_infinity_A_L6_S1_8", 6, 1, True, False),
+        ("v_infinity_orig_L6_S1_8", 6, 1, True, False),
+        ("v_infinity_A_flush_L12_S3_10", 12, 3, True, False),
+        ("v_infinity_A_flush_L6_S1_9", 6, 1, True, False),
+        ("v_infinity_orig_cut_L6_S1_9", 6, 1, True, True),
+        ("v_abs_A_flush_cut_L12_S3_10", 12, 3, False, True),
+    ],
+)
+def test_scenes_with_flush_and_hard_cut(golden, golden_wan, name, window, sink, relative, cuts):
+    """The public code cuts at the end of a scene that is flagged, or (A) not at all."""
+    case, wan = golden(name), golden_wan(window=window, sink=sink, relative=relative)
+    begins = case["scene_blocks"].cumsum(0).tolist()
+    cache, scene, latents = wan.new_cache(), 0, []
+    for index in range(case["noise"].shape[1] // 3):
+        cut = False
+        if index == begins[scene]:
+            cut = cuts and bool(case["scene_cut"][scene])
+            scene += 1
+            cache.flush()
+        embeds, noise = case["prompt_embeds"][scene], noise_of(case, index, 3)
+        latents.append(sample_chunk(wan, SIGMAS, embeds, cache, noise, 3, cut=cut))
+    close(torch.cat(latents, 1), case["latents"])
+    if not relative:
+        close(
+            cache._keys[0][:, : cache.length * 12], case["cache_k_layer0"][:, : cache.length * 12]
+        )
+    close(cache._values[-1][:, : cache.length * 12], case["cache_v_last"][:, : cache.length * 12])
+
+
+@pytest.mark.parametrize("context", [3, 6])
+def test_a_cache_computed_anew_for_every_chunk(golden, golden_wan, context):
+    case, wan = golden(f"vii_krea_recompute_ctx{context}_6"), golden_wan(window=context + 3)
+    sigmas = FlowSchedule(5.0).nearest(case["timesteps"]).tolist()
+    cache, embeds, latents = wan.new_cache(), case["prompt_embeds"], []
+    for index in range(6):
+        if index:
+            done = torch.cat(latents, 1)
+            early = (index - 1) * 3 < context
+            rest = done[:, 1:] if early else done
+            seen = torch.cat([done[:, :1], rest[:, -(context - 1) :]], 1)
+            rebuild(wan, seen, embeds, cache, 3)
+        noise, told = noise_of(case, index, 3), case["timesteps"].tolist()
+        chunk = sample_chunk(wan, sigmas, embeds, cache, noise, 3, timesteps=told, clean=False)
+        latents.append(chunk)
+    close(torch.cat(latents, 1), case["latents"])
+
+
+def test_bfloat16_stays_within_3e_2_of_float32(golden, golden_network):
+    case = golden("i_train_chunk3_same_t750_grads")
+    wan = CausalWan(copy.deepcopy(golden_network).bfloat16(), Geometry(48, 64))
+    flow = wan.forward_window(
+        case["x"].bfloat16(), case["timestep"], case["prompt_embeds"].bfloat16()
+    )
+    error = (flow.float() - case["flow"]).abs().mean() / case["flow"].abs().mean()
+    assert error < 3e-2, error
+
+
+def test_a_prompt_meets_the_keys_and_values_of_cross_attention_once(golden, golden_wan):
+    case, wan = golden("ii_stream_global_5_batch2"), golden_wan()
+    calls = []
+    hooks = [
+        block.attn2.to_k.register_forward_hook(lambda *_: calls.append(1))
+        for block in wan.network.blocks
+    ]
+    stream(case, wan, 3)
+    for hook in hooks:
+        hook.remove()
+    assert len(calls) == len(wan.network.blocks)

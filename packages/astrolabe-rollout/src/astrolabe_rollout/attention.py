@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention
-from torch import Tensor
+from torch import Tensor, nn
 
 from astrolabe_rollout.cache import CacheRule, KVCache, expand
 from astrolabe_rollout.rope import rotate
@@ -24,6 +24,9 @@ class Plan(Protocol):
     """What the frames of one forward pass attend to."""
 
     frames: int
+    text: dict[int, KeyValue] | None
+    """Keys and values of the prompt by layer, filled in the first pass; None where a gradient needs
+    them computed each time."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend with unrotated queries and keys ``[B, frames * S, heads, head_dim]``."""
@@ -36,6 +39,9 @@ class StreamPlan:
     cache: KVCache
     rotation: Tensor
     frames: int
+    text: dict[int, KeyValue] | None
+    """Keys and values of the prompt by layer, filled in the first pass; None where a gradient needs
+    them computed each time."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Write the chunk's keys and values, then attend to all the cache shows."""
@@ -64,6 +70,7 @@ class WindowPlan:
     clean: dict[int, KeyValue] | None = None
     record: dict[int, KeyValue] | None = None
     frames: int = field(init=False)
+    text: dict[int, KeyValue] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.frames = sum(self.chunks)
@@ -85,12 +92,12 @@ class WindowPlan:
     def _seen(self, layer: int, past: KeyValue, own: KeyValue, start: int, stop: int) -> KeyValue:
         """Keys and values that the chunk ``[start, stop)`` of the window sees."""
         rule, s = self.rule, self.rule.tokens
-        before = 0 if self.prefix is None else self.prefix.end
+        before = 0 if self.prefix is None else self.prefix.length
         first, dropped = rule.visible(before + stop)
         since = max(0, first - before) if dropped else 0
         pieces = []
         if self.prefix is not None:
-            keys, values = self.prefix.history(layer, before + stop)
+            keys, values = self.prefix.history(layer, self.prefix.end + stop)
             pieces.append((expand(keys, own[0].shape[0]), expand(values, own[0].shape[0])))
         elif dropped and rule.sink:
             sink = rule.sink * s
@@ -137,8 +144,22 @@ class CausalSelfAttention:
         return projected
 
 
+class PlanInsteadOfRope(nn.Module):
+    """Stands where diffusers computes rotary embeddings; hands the plan to every block."""
+
+    plan: Plan
+
+    def forward(self, hidden_states: Tensor) -> Plan:
+        """Return the plan of this pass."""
+        return self.plan
+
+
 class TextCrossAttention:
     """Cross-attention of all frames of a video to its prompt; like Wan's, without a mask."""
+
+    def __init__(self, layer: int, rope: PlanInsteadOfRope) -> None:
+        # diffusers hands no rotary argument to cross-attention, so the plan comes this way.
+        self.layer, self.rope = layer, rope
 
     def __call__(
         self,
@@ -152,11 +173,21 @@ class TextCrossAttention:
         batch = encoder_hidden_states.shape[0]
         query = attn.norm_q(attn.to_q(hidden_states))
         query = query.reshape(batch, -1, attn.heads, query.shape[-1] // attn.heads)
-        key = attn.norm_k(attn.to_k(encoder_hidden_states)).unflatten(2, (attn.heads, -1))
-        value = attn.to_v(encoder_hidden_states).unflatten(2, (attn.heads, -1))
+        key, value = self._text(attn, encoder_hidden_states)
         out = _attention(query, key, value).reshape(*hidden_states.shape[:2], -1)
         projected: Tensor = attn.to_out[0](out.type_as(hidden_states))
         return projected
+
+    def _text(self, attn: WanAttention, embeds: Tensor) -> KeyValue:
+        # Recomputation under gradient checkpointing may find the plan of a later pass here.
+        known = None if torch.is_grad_enabled() else self.rope.plan.text
+        if known is not None and self.layer in known:
+            return known[self.layer]
+        key = attn.norm_k(attn.to_k(embeds)).unflatten(2, (attn.heads, -1))
+        text = key, attn.to_v(embeds).unflatten(2, (attn.heads, -1))
+        if known is not None:
+            known[self.layer] = text
+        return text
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

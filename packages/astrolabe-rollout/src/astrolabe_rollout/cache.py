@@ -5,9 +5,9 @@ for all layers, every forward pass overwrites its keys and values, ``close`` kee
 pass (on clean latents) wrote. Counters are Python integers, so nothing waits for a GPU.
 
 Keys are stored rotated. With block-relative positions (Infinity-RoPE) a frame's position is its
-slot in the cache; that differs from its number in the video by one constant for the window and by
-none for the sink, and attention depends on differences alone, so it is enough to move the sink
-along.
+slot in the cache; attention depends on differences alone, so the newest frames stay at their
+numbers in the video and only those that would lie apart (the sink, the frames around a cut) are
+moved up to them.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from astrolabe_rollout.rope import move
 
+CUT = 45
+"""Temporal position of the first frame after a hard cut (Infinity-RoPE's RoPE cut)."""
+
 
 @dataclass(frozen=True)
 class CacheRule:
@@ -25,8 +28,8 @@ class CacheRule:
     Args:
         tokens: Tokens of a latent frame.
         window: Frames that attention can see, sink and own chunk included; ``None`` for all.
-        sink: Frames at the start of the video that are never dropped.
-        relative: Whether the sink's positions follow the window (block-relative RoPE).
+        sink: Frames at the start that are never dropped.
+        relative: Whether positions are slots of the cache (block-relative RoPE).
     """
 
     tokens: int
@@ -35,9 +38,9 @@ class CacheRule:
     relative: bool = False
 
     def visible(self, end: int) -> tuple[int, int]:
-        """Return the first frame after the sink that a chunk ending at ``end`` sees.
+        """Return the first slot after the sink that a chunk ending at slot ``end`` sees.
 
-        The second number counts the frames dropped by then.
+        The second number counts the slots dropped by then.
         """
         dropped = 0 if self.window is None else max(0, end - self.window)
         return min(self.sink + dropped, end), dropped
@@ -74,26 +77,47 @@ class KVCache:
                 "a cache without a window needs the number of frames to hold: set capacity."
             )
         self.rule, self.capacity, self.prefix = rule, size, prefix
-        # Number of the first frame stored here.
-        self.start: int = 0 if prefix is None else prefix.end
-        self.end: int = self.start  # frames of the video so far, the open chunk excluded
+        # Frames of the video so far, the open chunk excluded.
+        self.end: int = 0 if prefix is None else prefix.end
         self.length = 0  # frames stored here, the open chunk excluded
         self.opened = 0  # frames of the open chunk
+        self._cut = False  # whether the open chunk lies behind a hard cut
         self._keys: list[Tensor | None] = [None] * layers
         self._values: list[Tensor | None] = [None] * layers
-        self._raw_sink: dict[int, Tensor] = {}  # rotated to the sink's own frame numbers
+        self._sink_from = self.end  # position of the sink when it was written
+        self._raw_sink: dict[int, Tensor] = {}  # its keys as they were written
+        self._text_of: Tensor | None = None
+        self._text: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
     def positions(self) -> range:
-        """Frame numbers of the open chunk."""
-        return range(self.end, self.end + self.opened)
+        """Temporal positions of the open chunk."""
+        first = self.end
+        if self._cut:
+            first = CUT + (self._base if self.rule.relative else 0)
+        return range(first, first + self.opened)
+
+    @property
+    def _base(self) -> int:
+        """Number of the frame that slot 0 would hold, had none after it been dropped."""
+        return self.end - self.length
 
     @property
     def nbytes(self) -> int:
-        """Bytes held, a shared prefix included once."""
+        """Bytes held for frames, a shared prefix included once."""
         own = sum(t.nbytes for t in (*self._keys, *self._values) if t is not None)
         own += sum(t.nbytes for t in self._raw_sink.values())
         return own + (0 if self.prefix is None else self.prefix.nbytes)
+
+    def text(self, embeds: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+        """Return the prompt's keys and values by layer, to be filled once for each prompt.
+
+        Args:
+            embeds: The prompt; another tensor object is taken for another prompt.
+        """
+        if self._text_of is not embeds:
+            self._text_of, self._text = embeds, {}
+        return self._text
 
     def fork(self, frames: int) -> "KVCache":
         """Return a cache for several candidates that share this one's content.
@@ -104,15 +128,21 @@ class KVCache:
         Raises:
             ValueError: If a chunk is open, or the sink is not complete yet.
         """
-        if self.opened or self.end < max(self.rule.sink, 1):
+        if self.opened or self.length < max(self.rule.sink, 1):
             raise ValueError(
-                f"the cache holds {self.end} closed frames and the sink has {self.rule.sink}; "
+                f"the cache holds {self.length} closed frames and the sink has {self.rule.sink}; "
                 "generate and close the first chunks before the cache is forked."
             )
         return KVCache(self.rule, len(self._keys), capacity=frames, prefix=self)
 
-    def open(self, frames: int) -> None:
+    def open(self, frames: int, cut: bool = False) -> None:
         """Make room for a new chunk: drop the oldest frames after the sink.
+
+        Args:
+            frames: Latent frames of the chunk.
+            cut: Whether the chunk begins a new scene by a hard cut: it is placed at position 45,
+                far from what came before (Infinity-RoPE). With block-relative positions it joins
+                the others once it is closed, with absolute ones it stays there.
 
         Raises:
             ValueError: If a chunk is open already, or the chunk does not fit.
@@ -128,29 +158,87 @@ class KVCache:
                     f"{frames} more do not fit. Allocate it with a larger capacity."
                 )
             self._drop(sink, drop)
-        self.opened = frames
+        self.opened, self._cut = frames, cut
         self._place_sink()
 
     def _drop(self, sink: int, drop: int) -> None:
+        """Move what is kept to the front, in pieces that do not overlap: no second buffer."""
         s = self.rule.tokens
-        kept = slice((sink + drop) * s, self.length * s)
         for tensor in (*self._keys, *self._values):
-            if tensor is not None:
-                tensor[:, sink * s : (self.length - drop) * s] = tensor[:, kept].clone()
+            if tensor is None:
+                continue
+            for first in range(sink, self.length - drop, drop):
+                last = min(first + drop, self.length - drop)
+                tensor[:, first * s : last * s] = tensor[:, (first + drop) * s : (last + drop) * s]
         self.length -= drop
 
     def _place_sink(self) -> None:
         """Keep block-relative positions: the sink follows the window."""
         rule = self.rule
-        _, dropped = rule.visible(self.end + self.opened)
-        if not (rule.relative and rule.sink and dropped) or self.prefix is not None:
+        _, dropped = rule.visible(self.length + self.opened)
+        moved = self._base + dropped - self._sink_from
+        if not (rule.relative and rule.sink and moved) or self.prefix is not None:
             return
-        size = rule.sink * rule.tokens
+        size = min(rule.sink, self.length) * rule.tokens
         for layer, keys in enumerate(self._keys):
             if keys is not None:
                 # From the original each time: rounding does not add up over a long video.
                 raw = self._raw_sink.setdefault(layer, keys[:, :size].clone())
-                keys[:, :size] = rule.place_sink(raw, dropped)
+                keys[:, :size] = rule.place_sink(raw, moved)
+
+    def flush(self) -> None:
+        """Forget all but the first and the last two frames (Infinity-RoPE's flush for a new scene).
+
+        Raises:
+            ValueError: If a chunk is open, or the cache has a shared prefix.
+        """
+        self._must_rest("flushed")
+        kept = [0, self.length - 2, self.length - 1]
+        if self.length <= len(kept):
+            return
+        s = self.rule.tokens
+        first = self._base + self.rule.visible(self.length)[1] if self.rule.sink else self._base
+        for tensor in (*self._keys, *self._values):
+            if tensor is not None:
+                tensor[:, s : 3 * s] = tensor[:, kept[1] * s : self.length * s].clone()
+        self.length = len(kept)
+        if self.rule.relative:
+            for keys in self._keys:
+                if keys is not None:
+                    keys[:, :s] = move(keys[:, :s], self._base - first)
+        self._sink_from, self._raw_sink = self._base, {}
+
+    def reopen(self, frames: int) -> None:
+        """Open the newest frames again, to write them anew (LongLive's recache).
+
+        Raises:
+            ValueError: If a chunk is open, or the frames are neither all nor all after the sink.
+        """
+        self._must_rest("opened again")
+        if frames != self.length and not 0 < frames <= self.length - self.rule.sink:
+            raise ValueError(
+                f"{frames} frames cannot be opened again: the cache holds {self.length}, "
+                f"{self.rule.sink} of them a sink. Take all, or some of those after the sink."
+            )
+        if frames == self.length:
+            self.restart(self._base)
+        else:
+            self.length -= frames
+            self.end -= frames
+        self.opened = frames
+
+    def restart(self, frame: int = 0) -> None:
+        """Forget everything; the next frame written is number ``frame`` of the video."""
+        self._must_rest("restarted")
+        self.length, self.end = 0, frame
+        self._sink_from, self._raw_sink = frame, {}
+
+    def _must_rest(self, what: str) -> None:
+        if self.opened or self.prefix is not None:
+            raise ValueError(
+                f"the cache has an open chunk or a shared prefix and cannot be {what}. "
+                "Close the chunk, or do this before the cache is forked."
+            )
 
     def skip(self, frames: int) -> None:
         """Count frames of the video that were seen and dropped, without having been stored here."""
@@ -158,9 +246,15 @@ class KVCache:
 
     def close(self) -> None:
         """Keep the open chunk as it was last written."""
+        s, there = self.rule.tokens, self.positions.start
+        if self._cut and self.rule.relative:
+            for keys in self._keys:
+                if keys is not None:
+                    new = slice(self.length * s, (self.length + self.opened) * s)
+                    keys[:, new] = move(keys[:, new], self.end - there)
         self.length += self.opened
         self.end += self.opened
-        self.opened = 0
+        self.opened, self._cut = 0, False
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store the open chunk's rotated keys and values; return all that the chunk attends to.
@@ -216,15 +310,12 @@ class KVCache:
         assert keys is not None
         assert values is not None
         keys, values = keys[:, : self.length * s], values[:, : self.length * s]
-        gone = self.end - self.length  # frames dropped from this cache so far
-        _, dropped = rule.visible(end)
-        more = dropped - gone
-        if more <= 0:
+        first, dropped = rule.visible(self.length + end - self.end)
+        if not dropped:
             return keys, values
-        sink = rule.sink * s
-        after = min(sink + more * s, keys.shape[1])
+        sink, after = rule.sink * s, min(first * s, keys.shape[1])
         raw = self._raw_sink.get(layer, keys[:, :sink])
-        placed = rule.place_sink(raw, dropped)
+        placed = rule.place_sink(raw, self._base + dropped - self._sink_from)
         return (
             torch.cat([placed, keys[:, after:]], 1),
             torch.cat([values[:, :sink], values[:, after:]], 1),

@@ -21,6 +21,10 @@ def sample_chunk(
     cache: KVCache,
     noise: Noise,
     frames: int,
+    *,
+    timesteps: Sequence[float] | None = None,
+    cut: bool = False,
+    clean: bool = True,
 ) -> Tensor:
     """Sample the next chunk and leave its clean keys and values in the cache.
 
@@ -34,18 +38,26 @@ def sample_chunk(
         cache: Cache of the video so far.
         noise: Where noise comes from.
         frames: Latent frames of the chunk.
+        timesteps: What the model is told of each noise level; by default ``1000 σ``.
+        cut: Whether the chunk begins a scene by a hard cut, see `KVCache.open`.
+        clean: Whether to make the last pass. Without it the cache keeps what the last denoising
+            step wrote; for models that compute the cache anew before the next chunk anyway.
 
     Returns:
         Clean latents ``[B, frames, C, h, w]``.
     """
-    cache.open(frames)
+    cache.open(frames, cut)
     x = noise(0)
-    for step, sigma in enumerate(sigmas):
+    told = [1000 * sigma for sigma in sigmas] if timesteps is None else timesteps
+    for step, (sigma, timestep) in enumerate(zip(sigmas, told, strict=True)):
         if step:
             x = add_noise(x, noise(step), sigma)
-        timestep = x.new_full(x.shape[:2], 1000 * sigma)
-        x = to_x0(x, transformer.forward_chunk(x, timestep, embeds, cache), sigma)
-    write_clean(transformer, x, embeds, cache)
+        every = x.new_full(x.shape[:2], timestep)
+        x = to_x0(x, transformer.forward_chunk(x, every, embeds, cache), sigma)
+    if clean:
+        write_clean(transformer, x, embeds, cache)
+    else:
+        cache.close()
     return x
 
 
@@ -64,3 +76,57 @@ def prefill(
     for part in torch.split(latents, chunk, 1):
         cache.open(part.shape[1])
         write_clean(transformer, part, embeds, cache)
+
+
+@torch.no_grad()
+def recache(
+    transformer: CausalWan, latents: Tensor, embeds: Tensor, cache: KVCache, *, keep_sink: bool
+) -> None:
+    """Write the cache anew under a new prompt, from the frames it holds (LongLive's KV recache).
+
+    One pass at timestep 0 over all of these frames together, without a causal order among them. As
+    long as the cache holds the whole video, all of it is written anew; later, the sink keeps the
+    keys and values of the prompt before, or the oldest frames at hand become the new sink.
+
+    Args:
+        transformer: The model.
+        latents: The newest clean latents of the video, ``[B, n, C, h, w]``, at least as many as the
+            cache holds.
+        embeds: The new prompt, ``[B, L, D]``.
+        cache: Cache of the video so far, with a window.
+        keep_sink: Whether the sink stays.
+
+    Raises:
+        ValueError: If there are too few latents.
+    """
+    frames = cache.length
+    if frames < cache.end:
+        if keep_sink:
+            frames -= cache.rule.sink
+        else:
+            cache.restart(cache.end - frames)
+            cache.open(frames)
+    if latents.shape[1] < frames:
+        raise ValueError(
+            f"a new prompt needs the newest {frames} latent frames, {latents.shape[1]} are given."
+        )
+    if not cache.opened:
+        cache.reopen(frames)
+    write_clean(transformer, latents[:, latents.shape[1] - frames :], embeds, cache)
+
+
+@torch.no_grad()
+def rebuild(
+    transformer: CausalWan, context: Tensor, embeds: Tensor, cache: KVCache, chunk: int
+) -> None:
+    """Compute the cache anew from clean latents, at positions from 0 (Krea's rule for each chunk).
+
+    Args:
+        transformer: The model.
+        context: ``[B, n, C, h, w]``, see `rebuild_context`.
+        embeds: Text ``[B, L, D]``.
+        cache: Emptied first; holds at least n frames and a chunk.
+        chunk: Latent frames that see each other.
+    """
+    cache.restart()
+    prefill(transformer, context, embeds, cache, chunk)

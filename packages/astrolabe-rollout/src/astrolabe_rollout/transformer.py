@@ -17,6 +17,7 @@ from astrolabe_rollout.attention import (
     CausalSelfAttention,
     KeyValue,
     Plan,
+    PlanInsteadOfRope,
     StreamPlan,
     TextCrossAttention,
     WindowPlan,
@@ -24,15 +25,6 @@ from astrolabe_rollout.attention import (
 from astrolabe_rollout.cache import CacheRule, KVCache
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.rope import rotations
-
-
-class _PlanInsteadOfRope(nn.Module):
-    """Stands where diffusers computes rotary embeddings; hands the plan to every block."""
-
-    plan: Plan
-
-    def forward(self, hidden_states: Tensor) -> Plan:
-        return self.plan
 
 
 class _Timesteps(nn.Module):
@@ -77,11 +69,11 @@ class CausalWan(nn.Module):
         self.network, self.geometry = network, geometry
         self.head_dim, self.layers = config.attention_head_dim, config.num_layers
         self.rule = CacheRule(geometry.tokens, geometry.window, geometry.sink, relative)
-        wan.rope = _PlanInsteadOfRope()
+        wan.rope = PlanInsteadOfRope()
         wan.condition_embedder.timesteps_proj = _Timesteps(config.freq_dim)
         for layer, block in enumerate(wan.blocks):
             block.attn1.set_processor(CausalSelfAttention(layer))
-            block.attn2.set_processor(TextCrossAttention())
+            block.attn2.set_processor(TextCrossAttention(layer, wan.rope))
 
     def new_cache(self, capacity: int | None = None) -> KVCache:
         """Return an empty cache; ``capacity`` in latent frames is needed for a global window."""
@@ -103,7 +95,8 @@ class CausalWan(nn.Module):
             Velocity ``[B, f, C, h, w]``.
         """
         rotation = self._rotation(cache.positions, latents)
-        return self._run(latents, timestep, embeds, StreamPlan(cache, rotation, latents.shape[1]))
+        plan = StreamPlan(cache, rotation, latents.shape[1], cache.text(embeds))
+        return self._run(latents, timestep, embeds, plan)
 
     def forward_window(
         self,
