@@ -4,13 +4,14 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from tensordict import TensorDict
 
 from astrolabe_rollout.cache import CacheRule, KVCache
+from astrolabe_rollout.chunks import SeededNoise
 from astrolabe_rollout.codec import PatchCodec
 from astrolabe_rollout.denoiser import Denoiser
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.model import VideoModel
 from astrolabe_rollout.sampler import prefill, sample_chunk
 from astrolabe_rollout.schedule import FlowSchedule, add_noise, to_x0
-from astrolabe_rollout.streaming import StreamingPolicy, WindowNoise
+from astrolabe_rollout.streaming import StreamingPolicy
 from astrolabe_rollout.transformer import CausalWan
 
 
@@ -95,8 +96,8 @@ def test_candidates_of_a_shared_prefix_equal_independent_videos(relative, chunks
     model = small_model(relative=relative)
     wan, embeds = model.transformer, batch(1)["prompt", "embeds"]
     clean = torch.randn(1, 3 * chunks_before, 16, 4, 4)
-    noise = WindowNoise(torch.arange(3), 0, (3, 16, 4, 4), embeds)
-    draws = [noise.draw(4) for _ in range(4)]
+    noise = SeededNoise(range(3))
+    draws = [noise.draw(4, (3, 16, 4, 4), embeds) for _ in range(4)]
 
     prefix = wan.new_cache()
     prefill(wan, clean, embeds, prefix, 3)

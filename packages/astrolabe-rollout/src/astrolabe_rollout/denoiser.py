@@ -56,7 +56,7 @@ class Denoiser(TensorDictModuleBase):
         model.geometry.chunks(num_frames)
         self.num_frames, self.context, self.mask = num_frames, context, mask
         self.transformer = model.transformer
-        self.geometry = model.geometry
+        self.geometry, self.timestep = model.geometry, model.timestep
         self.in_keys = [NOISY, SIGMA, LATENTS, CONTEXT, INDEX, EMBEDS]
         self.out_keys = [DENOISED]
 
@@ -84,7 +84,7 @@ class Denoiser(TensorDictModuleBase):
             clean = {}
             self._record(latents, embeds, chunks, prefix, clean)
         velocity = self.transformer.forward_window(
-            noisy, 1000 * sigma, embeds, chunks=chunks, prefix=prefix, clean=clean
+            noisy, self.timestep(sigma), embeds, chunks=chunks, prefix=prefix, clean=clean
         )
         return to_x0(noisy, velocity, sigma)
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from astrolabe_rollout.codec import VideoCodec
@@ -33,6 +34,8 @@ class VideoModel:
         switch: What happens to the cache at a change of the prompt.
         rebuild: Latent frames from which the cache is computed anew before every chunk (Krea);
             None for a cache that rolls.
+        warped: Whether the lists hold timesteps as the model is told them (Krea), not places in the
+            table of noise levels; each has the noise level nearest to it in the table.
     """
 
     transformer: CausalWan
@@ -44,6 +47,7 @@ class VideoModel:
     first_steps: tuple[int, ...] | None = None
     switch: Switch = "keep"
     rebuild: int | None = None
+    warped: bool = False
 
     @property
     def geometry(self) -> Geometry:
@@ -53,12 +57,40 @@ class VideoModel:
     @property
     def sigmas(self) -> tuple[float, ...]:
         """Noise levels at which the model samples, falling from 1."""
-        return self.schedule.warp(self.denoising_steps)
+        return self._sigmas(self.denoising_steps)
 
     @property
     def first_sigmas(self) -> tuple[float, ...]:
         """Noise levels of a video's first chunk."""
-        return self.schedule.warp(self.first_steps or self.denoising_steps)
+        return self._sigmas(self.first_steps or self.denoising_steps)
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """What the transformer is told at each of `sigmas`."""
+        return self._timesteps(self.denoising_steps)
+
+    @property
+    def first_timesteps(self) -> tuple[float, ...]:
+        """What the transformer is told at each of `first_sigmas`."""
+        return self._timesteps(self.first_steps or self.denoising_steps)
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """Return what the transformer is told at noise levels: ``1000 σ``, or the list's own."""
+        timestep = 1000 * sigma
+        if self.warped:
+            for level, told in zip(self.sigmas, self.timesteps, strict=True):
+                timestep = torch.where(sigma == level, told, timestep)
+        return timestep
+
+    def _sigmas(self, steps: tuple[int, ...]) -> tuple[float, ...]:
+        if not self.warped:
+            return self.schedule.warp(steps)
+        return tuple(self.schedule.nearest(torch.tensor(steps, dtype=torch.float64)).tolist())
+
+    def _timesteps(self, steps: tuple[int, ...]) -> tuple[float, ...]:
+        if self.warped:
+            return tuple(map(float, steps))
+        return tuple(1000 * sigma for sigma in self.schedule.warp(steps))
 
     def text(self, prompts: list[str]) -> Tensor:
         """Return embeddings ``[n, L, D]`` of prompts; equal prompts are encoded once."""

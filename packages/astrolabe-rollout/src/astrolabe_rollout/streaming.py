@@ -5,12 +5,9 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from astrolabe_rollout.cache import KVCache
+from astrolabe_rollout.chunks import ChunkStream, SeededNoise
 from astrolabe_rollout.keys import CONTEXT, EMBEDS, INDEX, LATENTS, PIXELS, SEED
 from astrolabe_rollout.model import VideoModel
-from astrolabe_rollout.sampler import sample_chunk
-
-GOLDEN_RATIO = 0x9E3779B97F4A7C15  # spreads window numbers over the seeds
 
 
 class StreamingPolicy(TensorDictModuleBase):
@@ -53,7 +50,8 @@ class StreamingPolicy(TensorDictModuleBase):
         self.in_keys = [EMBEDS, SEED, INDEX]
         self.out_keys = [LATENTS, CONTEXT, *([PIXELS] if decode else [])]
         self._model = model
-        self._cache: KVCache | None = None
+        self._stream: ChunkStream | None = None
+        self._embeds: Tensor | None = None
         self._context: Tensor | None = None
         self._windows = 0  # sampled since the videos began
 
@@ -65,7 +63,7 @@ class StreamingPolicy(TensorDictModuleBase):
     @property
     def cache_bytes(self) -> int:
         """Bytes of keys and values held now."""
-        return 0 if self._cache is None else self._cache.nbytes
+        return 0 if self._stream is None else self._stream.cache.nbytes
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -77,31 +75,36 @@ class StreamingPolicy(TensorDictModuleBase):
         flat = tensordict.reshape(-1)
         index = self._index(flat)
         geometry = self._model.geometry
-        embeds = flat[EMBEDS].to(next(self.transformer.parameters()).device)
+        embeds = self._prompt(flat[EMBEDS].to(next(self.transformer.parameters()).device))
+        seeds = flat[SEED].tolist()
         if index == 0:
-            self._cache = self.transformer.new_cache(self.capacity)
+            self._stream = ChunkStream(
+                self._model, seeds, capacity=self.capacity, decode=self.decode
+            )
             shape = (len(flat), geometry.context, geometry.channels, *geometry.latent_size)
             self._context = embeds.new_zeros(shape)
-        assert self._cache is not None
+        assert self._stream is not None
         assert self._context is not None
+        self._stream.noise = SeededNoise(seeds, index)
+        chunks = [self._stream.next(embeds) for _ in range(self.chunks)]
+        latents = torch.cat([chunk.latents for chunk in chunks], 1)
         context = self._context
-        noise = WindowNoise(flat[SEED], index, (geometry.chunk, *context.shape[2:]), embeds)
-        latents = torch.cat(
-            [self._chunk(embeds, self._cache, noise) for _ in range(self.chunks)], 1
-        )
         self._windows = index + 1
         self._context = next_context(context, latents, index * self.num_frames, geometry.sink)
         written = {LATENTS: latents, CONTEXT: context}
         if self.decode:
-            written[PIXELS] = self._model.codec.decode(latents, first=index == 0 or self.stackable)
+            pixels = torch.cat([chunk.pixels for chunk in chunks if chunk.pixels is not None], 1)
+            extra = geometry.temporal - 1 if index and self.stackable else 0
+            written[PIXELS] = pixels[:, extra:]
         for key, value in written.items():
             tensordict[key] = value.reshape(*tensordict.batch_size, *value.shape[1:])
         return tensordict
 
-    def _chunk(self, embeds: Tensor, cache: KVCache, noise: "WindowNoise") -> Tensor:
-        draws = noise.draw(len(self.sigmas))
-        frames = self._model.geometry.chunk
-        return sample_chunk(self.transformer, self.sigmas, embeds, cache, draws.__getitem__, frames)
+    def _prompt(self, embeds: Tensor) -> Tensor:
+        """The object of the call before if the prompt is the same: a stream tells them by it."""
+        if self._embeds is None or not torch.equal(self._embeds, embeds):
+            self._embeds = embeds
+        return self._embeds
 
     def _index(self, flat: TensorDictBase) -> int:
         indices = flat[INDEX].unique().tolist()
@@ -113,23 +116,6 @@ class StreamingPolicy(TensorDictModuleBase):
                 "index 0 and call once for each window, in order."
             )
         return int(indices[0])
-
-
-class WindowNoise:
-    """The noise of one window of a batch of videos, from one seed a video."""
-
-    def __init__(self, seeds: Tensor, index: int, shape: tuple[int, ...], like: Tensor) -> None:
-        self._generators = [
-            torch.Generator().manual_seed((int(seed) + GOLDEN_RATIO * index) % 2**63)
-            for seed in seeds.tolist()
-        ]
-        self._shape, self._like = shape, like
-
-    def draw(self, steps: int) -> Tensor:
-        """Return the next chunk's noise for each denoising step, ``[steps, B, f, C, h, w]``."""
-        shape = (steps, *self._shape)
-        noise = torch.stack([torch.randn(shape, generator=g) for g in self._generators], 1)
-        return noise.to(self._like)
 
 
 def next_context(context: Tensor, latents: Tensor, before: int, sink: int) -> Tensor:

@@ -1,0 +1,190 @@
+"""ChunkStream: a batch of videos, chunk by chunk, by the rules of its model.
+
+All that differs between the families of causal models while they run is here: the first chunk's own
+step list, what happens to the cache when the prompt changes, and caches that are computed anew for
+every chunk.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from astrolabe_rollout.codec import DecodeStream
+from astrolabe_rollout.model import VideoModel
+from astrolabe_rollout.sampler import prefill, rebuild, recache, sample_chunk
+
+GOLDEN_RATIO = 0x9E3779B97F4A7C15  # spreads window numbers over the seeds
+
+
+class Chunk(NamedTuple):
+    """What a stream gives at a time."""
+
+    latents: Tensor
+    """``[B, f, C, h, w]``."""
+    pixels: Tensor | None
+    """uint8 ``[B, F, 3, H, W]``; None if the stream does not decode."""
+
+
+class ChunkStream:
+    """Samples a batch of videos that go on for as long as it is asked.
+
+    Args:
+        model: The video model.
+        seeds: One a video. Noise is drawn from it on the CPU, so a seed gives the same noise
+            whatever the batch, the device or the number of processes.
+        capacity: Latent frames of the whole video, for a model without a window.
+        decode: Whether to make pixels. A model that rebuilds its cache always does: its context is
+            encoded from them.
+
+    Raises:
+        ValueError: If the model has no window and no capacity is given.
+    """
+
+    def __init__(
+        self,
+        model: VideoModel,
+        seeds: Sequence[int],
+        *,
+        capacity: int | None = None,
+        decode: bool = True,
+    ) -> None:
+        self.model = model
+        self.cache = model.transformer.new_cache(capacity)
+        self.noise = SeededNoise(seeds)
+        self._decode: DecodeStream | None = None
+        if decode or model.rebuild:
+            self._decode = model.codec.stream()
+        self._embeds: Tensor | None = None
+        self._latents: Tensor | None = None  # the newest, as far as a rule may ask for them
+        self._pixels: Tensor | None = None  # the newest, for a rule that encodes them again
+        self._first: Tensor | None = None
+        self._frames = 0  # latent frames so far
+
+    @torch.no_grad()
+    def begin(self, latents: Tensor, embeds: Tensor) -> Chunk:
+        """Start from given clean latents: a picture, or a video that is to go on.
+
+        They fill the cache at timestep 0, an odd rest of frames first and then chunk by chunk.
+
+        Args:
+            latents: ``[B, n, C, h, w]``, n of 1 or more.
+            embeds: Text ``[B, L, D]``.
+
+        Returns:
+            The same latents, and their pixels as the codec shows them.
+        """
+        chunk = self.model.geometry.chunk
+        odd = latents.shape[1] % chunk
+        for part in (latents[:, :odd], latents[:, odd:]):
+            if part.shape[1]:
+                prefill(self.model.transformer, part, embeds, self.cache, chunk)
+        self._embeds = embeds
+        return self._keep(latents)
+
+    @torch.no_grad()
+    def next(self, embeds: Tensor, *, cut: bool = False) -> Chunk:
+        """Sample the next chunk.
+
+        Args:
+            embeds: Text ``[B, L, D]``. Another tensor object than the last time is a new prompt:
+                the model's rule for a change of prompt is applied before the chunk.
+            cut: Whether the chunk begins a scene by a hard cut: whatever the rule, all but the
+                first and last two frames are forgotten, and the chunk lies far from them in time
+                (Infinity-RoPE).
+        """
+        model, started = self.model, self._latents is not None
+        if cut:
+            self.cache.flush()
+        elif started and embeds is not self._embeds:
+            self._switch(embeds)
+        self._embeds = embeds
+        if started and model.rebuild:
+            size = model.geometry.chunk
+            rebuild(model.transformer, self._context(model.rebuild), embeds, self.cache, size)
+        first = not started
+        sigmas = model.first_sigmas if first else model.sigmas
+        geometry = model.geometry
+        shape = (geometry.chunk, geometry.channels, *geometry.latent_size)
+        latents = sample_chunk(
+            model.transformer,
+            sigmas,
+            embeds,
+            self.cache,
+            self.noise.draw(len(sigmas), shape, embeds).__getitem__,
+            geometry.chunk,
+            timesteps=model.first_timesteps if first else model.timesteps,
+            cut=cut,
+            clean=not model.rebuild,
+        )
+        return self._keep(latents)
+
+    def _switch(self, embeds: Tensor) -> None:
+        rule = self.model.switch
+        if rule == "flush":
+            self.cache.flush()
+        elif rule in ("recache", "recache_all"):
+            assert self._latents is not None
+            keep_sink = rule == "recache"
+            recache(self.model.transformer, self._latents, embeds, self.cache, keep_sink=keep_sink)
+
+    def _keep(self, latents: Tensor) -> Chunk:
+        """Remember what later chunks may need, and decode."""
+        pixels = None if self._decode is None else self._decode(latents)
+        self._frames += latents.shape[1]
+        if self._first is None:
+            self._first = latents[:, :1]
+        rebuild_from = self.model.rebuild
+        if rebuild_from or self.model.switch.startswith("recache"):
+            self._latents = _newest(self._latents, latents, self.cache.capacity)
+        else:
+            self._latents = latents
+        if rebuild_from and pixels is not None:
+            temporal = self.model.geometry.temporal
+            self._pixels = _newest(self._pixels, pixels, 1 + (rebuild_from - 1) * temporal)
+        return Chunk(latents, pixels)
+
+    def _context(self, frames: int) -> Tensor:
+        """Latents from which Krea's cache is computed: one old frame and the newest.
+
+        The old one is the video's first frame at the beginning, later the oldest pixel frame still
+        at hand, encoded again: it is then the start of a video of its own to the codec.
+        """
+        assert self._latents is not None
+        assert self._first is not None
+        # The first frame must not come twice while the video is as short as its context.
+        rest = min(frames, self._frames) - 1
+        newest = self._latents[:, self._latents.shape[1] - rest :]
+        if self._frames - self.model.geometry.chunk < frames:
+            return torch.cat([self._first, newest], 1)
+        assert self._pixels is not None
+        again = self.model.codec.encode(self._pixels[:, :1]).to(newest)
+        return torch.cat([again, newest], 1)
+
+
+class SeededNoise:
+    """The noise of a batch of videos, from one seed a video.
+
+    Args:
+        seeds: One a video.
+        part: Number of the part of the video, such as a window: each part has noise of its own.
+    """
+
+    def __init__(self, seeds: Sequence[int], part: int = 0) -> None:
+        self._generators = [
+            torch.Generator().manual_seed((int(seed) + GOLDEN_RATIO * part) % 2**63)
+            for seed in seeds
+        ]
+
+    def draw(self, steps: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return the next chunk's noise for each denoising step, ``[steps, B, *shape]``."""
+        size = (steps, *shape)
+        noise = torch.stack([torch.randn(size, generator=g) for g in self._generators], 1)
+        return noise.to(like)
+
+
+def _newest(before: Tensor | None, new: Tensor, count: int) -> Tensor:
+    """The last ``count`` frames."""
+    joined = new if before is None else torch.cat([before, new], 1)
+    return joined[:, -count:]
