@@ -2,7 +2,7 @@ import av
 import numpy as np
 import pytest
 
-from astrolabe_eval import VideoError, encode_mp4, read_mp4, write_mp4
+from astrolabe_eval import Mp4Writer, VideoError, encode_mp4, read_mp4, write_mp4
 
 
 def _psnr(first, second):
@@ -101,3 +101,23 @@ def test_a_truncated_file_is_refused_rather_than_played_short(tmp_path, moving_s
 def test_arrays_that_are_no_videos_are_refused(frames, error, message):
     with pytest.raises(error, match=message):
         encode_mp4(frames, 8)
+
+
+def test_a_video_written_in_pieces_equals_one_written_at_once(tmp_path, moving_square):
+    with Mp4Writer(tmp_path / "pieces.mp4", 8) as writer:
+        writer.add(moving_square[:3])
+        assert not (tmp_path / "pieces.mp4").exists()
+        writer.add(moving_square[3:])
+    assert (tmp_path / "pieces.mp4").read_bytes() == encode_mp4(moving_square, 8)
+    with pytest.raises(KeyError), Mp4Writer(tmp_path / "broken.mp4", 8) as writer:
+        writer.add(moving_square)
+        raise KeyError
+    with (
+        pytest.raises(ValueError, match="follow frames of"),
+        Mp4Writer(tmp_path / "sizes.mp4", 8) as writer,
+    ):
+        writer.add(moving_square)
+        writer.add(moving_square[:, :, :-2])
+    with pytest.raises(ValueError, match="no frames"), Mp4Writer(tmp_path / "none.mp4", 8):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["pieces.mp4"]

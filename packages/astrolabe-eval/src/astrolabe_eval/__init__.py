@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from astrolabe_eval.sheets import contact_sheet
     from astrolabe_eval.statistics import bootstrap_interval, paired_interval
     from astrolabe_eval.suites import Suite, load_suite
-    from astrolabe_eval.video_io import Video, encode_mp4, read_mp4, write_mp4
+    from astrolabe_eval.video_io import Mp4Writer, Video, encode_mp4, read_mp4, write_mp4
 
 _HOMES = {
     "Comparison": "comparison",
     "Evaluation": "scoring",
+    "Mp4Writer": "video_io",
     "Scores": "scoring",
     "Suite": "suites",
     "SuiteError": "errors",
@@ -47,6 +48,7 @@ _HOMES = {
 __all__ = [
     "Comparison",
     "Evaluation",
+    "Mp4Writer",
     "Scores",
     "Suite",
     "SuiteError",

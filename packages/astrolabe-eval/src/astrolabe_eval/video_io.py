@@ -3,17 +3,18 @@
 H.264 in yuv420p with the index at the front: what every browser plays. No sound is written or read.
 """
 
+import os
 import tempfile
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from types import TracebackType
+from typing import NamedTuple, Self
 
 import av
 import numpy as np
 from numpy.typing import ArrayLike
 
 from astrolabe_eval.errors import VideoError
-from astrolabe_eval.files import write_atomic
 from astrolabe_eval.frames import Frames, as_frames, upscale
 
 # ITU-T H.273: 1 is BT.709 for primaries, transfer and matrix. Players guess the matrix of untagged
@@ -61,31 +62,124 @@ def encode_mp4(
         >>> encode_mp4(grey, fps=8)[4:8]
         b'ftyp'
     """
-    if not fps > 0:
-        raise ValueError(f"fps is {fps!r}; a video needs more than 0 frames per second.")
-    video = upscale(as_frames(frames), min_side)
-    height, width = _target_size(video.shape[-2], video.shape[-1], max_side)
     # The index goes to the front in a second pass, for which ffmpeg wants a real file.
     with tempfile.TemporaryDirectory(prefix="astrolabe-") as folder:
         path = Path(folder) / "video.mp4"
-        with av.open(path, "w", options={"movflags": "+faststart"}) as container:
-            stream = container.add_stream(
-                "libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": str(crf)}
-            )
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            context = stream.codec_context
-            context.color_primaries = context.color_trc = context.colorspace = _BT709
-            context.color_range = _LIMITED_RANGE
-            for pixels in _pad_to_even(video):
-                picture = av.VideoFrame.from_ndarray(
-                    np.ascontiguousarray(pixels.transpose(1, 2, 0)), format="rgb24"
-                )
-                picture = picture.reformat(
-                    width, height, "yuv420p", dst_colorspace="itu709", interpolation="AREA"
-                )
-                container.mux(stream.encode(picture))
-            container.mux(stream.encode(None))
+        writer = Mp4Writer(path, fps, min_side=min_side, max_side=max_side, crf=crf)
+        with writer:
+            writer.add(frames)
         return path.read_bytes()
+
+
+class Mp4Writer:
+    """Writes a video piece by piece, for as long as frames come.
+
+    What there is grows in a hidden file beside ``path``, which takes its name when it is complete;
+    after an error nothing is left.
+
+    Args:
+        path: The file to make or replace; missing folders are made.
+        fps: Frames per second.
+        min_side: As in :func:`encode_mp4`.
+        max_side: As in :func:`encode_mp4`.
+        crf: As in :func:`encode_mp4`.
+
+    Raises:
+        OSError: If the folder cannot be written or the disk is full.
+        TypeError: If the pixels are not ``uint8``.
+        ValueError: If the shape is not that of one video, pieces differ in size, there are no
+            frames, or ``fps`` is not above 0.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with Mp4Writer(Path(folder) / "a.mp4", fps=8) as writer:
+        ...         for shade in (0, 128):
+        ...             writer.add(np.full((4, 3, 48, 48), shade, dtype=np.uint8))
+        ...     len(read_mp4(Path(folder) / "a.mp4").frames)
+        8
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        fps: float,
+        *,
+        min_side: int = 0,
+        max_side: int | None = None,
+        crf: int = 18,
+    ) -> None:
+        if not fps > 0:
+            raise ValueError(f"fps is {fps!r}; a video needs more than 0 frames per second.")
+        self.path, self.fps, self.min_side, self.max_side = Path(path), fps, min_side, max_side
+        self.crf = crf
+        self.part = self.path.with_name(f".{self.path.stem}.{os.getpid()}.part.mp4")
+        self._container: av.container.OutputContainer | None = None
+        self._stream: av.VideoStream | None = None
+        self._size = (0, 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            if self._container is not None:
+                self._container.close()
+            self.part.unlink(missing_ok=True)
+
+    def add(self, frames: ArrayLike) -> None:
+        """Append ``uint8 [F, 3, H, W]``."""
+        video = _pad_to_even(upscale(as_frames(frames), self.min_side))
+        if self._stream is None:
+            self._begin(video.shape[-2], video.shape[-1])
+        assert self._stream is not None
+        assert self._container is not None
+        if video.shape[-2:] != self._size:
+            raise ValueError(f"frames of {video.shape[-2:]} follow frames of {self._size}.")
+        for pixels in video:
+            picture = av.VideoFrame.from_ndarray(
+                np.ascontiguousarray(pixels.transpose(1, 2, 0)), format="rgb24"
+            )
+            picture = picture.reformat(
+                self._stream.width,
+                self._stream.height,
+                "yuv420p",
+                dst_colorspace="itu709",
+                interpolation="AREA",
+            )
+            self._container.mux(self._stream.encode(picture))
+
+    def _begin(self, height: int, width: int) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._container = av.open(self.part, "w", options={"movflags": "+faststart"})
+        stream = self._container.add_stream(
+            "libx264",
+            rate=Fraction(self.fps).limit_denominator(1001),
+            options={"crf": str(self.crf)},
+        )
+        stream.pix_fmt, self._size = "yuv420p", (height, width)
+        stream.height, stream.width = _target_size(height, width, self.max_side)
+        context = stream.codec_context
+        context.color_primaries = context.color_trc = context.colorspace = _BT709
+        context.color_range = _LIMITED_RANGE
+        self._stream = stream
+
+    def _finish(self) -> None:
+        if self._stream is None or self._container is None:
+            raise ValueError(f"there are no frames for {str(self.path)!r}. Add some.")
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+        with self.part.open("rb+") as file:
+            os.fsync(file.fileno())
+        self.part.replace(self.path)
 
 
 def write_mp4(
@@ -112,8 +206,8 @@ def write_mp4(
         TypeError: If the pixels are not ``uint8``.
         ValueError: As in :func:`encode_mp4`.
     """
-    data = encode_mp4(frames, fps, min_side=min_side, max_side=max_side, crf=crf)
-    write_atomic(path, data)
+    with Mp4Writer(path, fps, min_side=min_side, max_side=max_side, crf=crf) as writer:
+        writer.add(frames)
 
 
 def read_mp4(path: str | Path) -> Video:
