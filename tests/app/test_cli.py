@@ -87,6 +87,12 @@ def test_every_command_explains_itself(capsys, command):
         (["generate", "a", "--seconds", "-1"], "--seconds is -1"),
         (["generate", "--file", "no.txt"], "there is no prompt file 'no.txt'"),
         (["generate", "a", "--model", "tinny"], "Did you mean 'tiny'?"),
+        (["generate", "a[5x] | b"], "character 3: '5x' is no length"),
+        (["generate", "a", "--begin", "no.png"], "there is no file 'no.png'"),
+        (["generate", "a", "--switch-frames", "4"], "--switch-frames belongs to --file"),
+        (["generate", "a", "--switch-frames", "x"], "is no list of latent frames"),
+        (["generate", "a", "--set", "train.steps=3"], "only model.options.NAME=VALUE"),
+        (["generate", "a", "--set", "model.options.pth=x"], "Did you mean 'path'?"),
         (["score", "no.mp4"], "There is no video file 'no.mp4'"),
         (["score", "no.mp4", "--reward", "flow"], "Did you mean 'flow_mq'?"),
         (["score", "a", "b", "c", "--prompt", "x", "--prompt", "y"], "2 prompts for 3 videos"),
@@ -236,5 +242,5 @@ def test_a_run_leaves_everything_it_promises_and_its_adapter_makes_videos(
     assert json.loads((run_folder / "report.json").read_text())["prompts"] == 3
     capsys.readouterr()
     assert run("generate", "a red circle", "--run", "run", "--frames", "9", "--out", "made") == 0
-    video = read_mp4(capsys.readouterr().out.strip())
+    video = read_mp4(capsys.readouterr().out.splitlines()[-1])
     assert (video.frames.shape, video.fps) == ((9, 3, 192, 192), 16.0)

@@ -104,20 +104,27 @@ def test_arrays_that_are_no_videos_are_refused(frames, error, message):
 
 
 def test_a_video_written_in_pieces_equals_one_written_at_once(tmp_path, moving_square):
+    video = moving_square(8)
     with Mp4Writer(tmp_path / "pieces.mp4", 8) as writer:
-        writer.add(moving_square[:3])
+        writer.add(video[:3])
         assert not (tmp_path / "pieces.mp4").exists()
-        writer.add(moving_square[3:])
-    assert (tmp_path / "pieces.mp4").read_bytes() == encode_mp4(moving_square, 8)
-    with pytest.raises(KeyError), Mp4Writer(tmp_path / "broken.mp4", 8) as writer:
-        writer.add(moving_square)
-        raise KeyError
-    with (
-        pytest.raises(ValueError, match="follow frames of"),
-        Mp4Writer(tmp_path / "sizes.mp4", 8) as writer,
-    ):
-        writer.add(moving_square)
-        writer.add(moving_square[:, :, :-2])
+        writer.add(video[3:])
+    assert (tmp_path / "pieces.mp4").read_bytes() == encode_mp4(video, 8)
     with pytest.raises(ValueError, match="no frames"), Mp4Writer(tmp_path / "none.mp4", 8):
         pass
-    assert [path.name for path in tmp_path.iterdir()] == ["pieces.mp4"]
+    with Mp4Writer(tmp_path / "sizes.mp4", 8) as writer:
+        writer.add(video)
+        with pytest.raises(ValueError, match="follow frames of"):
+            writer.add(video[:, :, :-2])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pieces.mp4", "sizes.mp4"]
+
+
+def test_an_error_while_frames_come_leaves_nothing(tmp_path, moving_square):
+    def broken():
+        with Mp4Writer(tmp_path / "broken.mp4", 8) as writer:
+            writer.add(moving_square())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        broken()
+    assert list(tmp_path.iterdir()) == []

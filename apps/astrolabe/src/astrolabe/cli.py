@@ -125,47 +125,82 @@ def evaluate(
     epilog=examples(
         'astrolabe generate "a blue square orbits on a black background"',
         "astrolabe generate --file prompts.txt --run runs/short --seconds 10 --out videos",
+        'astrolabe generate "a cat wakes[5s] | it runs[10s#]" --model infinity-rope',
+        "torchrun --nproc-per-node 8 -m astrolabe generate --file prompts.txt --model longlive",
     )
 )
 def generate(
     prompts: Annotated[
-        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="What to show.")
+        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="What to show, or scenes.")
     ] = None,
-    file: Annotated[Path | None, typer.Option(help="One prompt per line, in UTF-8.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="One prompt or script of scenes per line; or LongLive's .jsonl."),
+    ] = None,
+    switch_frames: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="Latent frames at which a .jsonl's prompts change."),
+    ] = None,
     run: Annotated[Path | None, typer.Option(help="Use what this run has learned.")] = None,
     model: Annotated[str, typer.Option(help="Model, if no run is given.")] = "tiny",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="model.options.NAME=VALUE", help="Option of the model."),
+    ] = None,
+    begin: Annotated[
+        Path | None, typer.Option(help="Picture or video that the videos go on from.")
+    ] = None,
     frames: Annotated[int | None, typer.Option(help="Pixel frames, whole chunks.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Length instead of --frames.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Noise of the first video.")] = 0,
+    num_seeds: Annotated[int, typer.Option(min=1, help="Videos of each prompt.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Videos sampled together.")] = 8,
+    overwrite: Annotated[bool, typer.Option(help="Make again what is there.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the mp4 files.")] = Path("videos"),
 ) -> None:
-    """Make videos from prompts, one mp4 each.
+    """Make videos from prompts, one mp4 each, written while they are made.
 
     The embedded model knows coloured shapes: "a red circle bounces on a white background". Memory
-    does not grow with length, so videos may be far longer than those it was trained on.
-    """
-    from astrolabe.config import Part
-    from astrolabe.generate import generate_videos
-    from astrolabe_rollout.prompts import read_prompts
+    does not grow with length, so videos may be far longer than those a model was trained on.
 
-    wanted = [*(prompts or []), *(read_prompts(file) if file else [])]
-    if not any(text.strip() for text in wanted):
+    Scenes are parted by |, each with its length: "a cat wakes[5s] | it runs[10s#] | it sleeps".
+    The # makes a hard cut at the START of its scene: here, before "it runs". Scenes without a
+    length take --seconds or --frames.
+
+    Called again, it makes only what is missing; manifest.jsonl says how each video was made.
+    """
+    from astrolabe.generation import Request, perform
+    from astrolabe.load import load
+
+    outside = [text for text in overrides or [] if not text.startswith("model.options.")]
+    if outside:
         raise ConfigError(
-            "there is no prompt. Give one in quotes, or --file with one per line: "
-            'astrolabe generate "a red circle bounces on a white background".'
+            f"--set {outside[0]}: only model.options.NAME=VALUE can be set here; "
+            "see astrolabe parts models NAME for the options of a model."
         )
-    for path in generate_videos(
-        wanted,
-        out,
-        model=Part(model),
+    try:
+        switches = [int(number) for number in (switch_frames or "").split(",") if number.strip()]
+    except ValueError:
+        raise ConfigError(
+            f"--switch-frames {switch_frames!r} is no list of latent frames such as 40,80,120."
+        ) from None
+    chosen = load(["tiny"], [f"model.name={model}", *(overrides or [])]).model
+    request = Request(
+        prompts=prompts or [],
+        file=file,
+        switch_frames=switches,
+        model=chosen,
         run=run,
+        begin=begin,
         frames=frames,
         seconds=seconds,
         seed=seed,
+        num_seeds=num_seeds,
         batch_size=batch_size,
-    ):
-        typer.echo(path)
+        overwrite=overwrite,
+        out=out,
+    )
+    perform(request, typer.echo)
 
 
 @app.command(
@@ -186,7 +221,7 @@ def score(
 ) -> None:
     """Score video files with reward models; larger is better."""
     from astrolabe.config import RewardTerm
-    from astrolabe.generate import score_videos
+    from astrolabe.score import score_videos
 
     given = prompt or [""]
     if len(given) not in (1, len(videos)):

@@ -1,121 +1,193 @@
-"""Videos from prompts, and scores of videos."""
+"""Videos from prompts: chunk by chunk into mp4 files, while they are made."""
 
-import re
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from tensordict import TensorDict
+from torch import Tensor
+from torch.nn.functional import interpolate
 
-from astrolabe.compose import build_model, build_term
-from astrolabe.config import Part, RewardTerm
+from astrolabe.clock import peak_memory
 from astrolabe.errors import ConfigError
-from astrolabe.run_folder import RunFolder
-from astrolabe.sampling import load_trained, sampler
-from astrolabe_eval import Suite, generate, read_mp4, write_mp4
+from astrolabe.jobs import Job, Manifest, batches
+from astrolabe_eval import Mp4Writer, read_mp4
+from astrolabe_rollout.chunks import Chunk, ChunkStream
 from astrolabe_rollout.model import VideoModel
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a batch of videos is."""
+
+    jobs: list[Job]
+    frames: int
+    """Pixel frames of each video so far."""
+    share: float
+    """In [0, 1]."""
+    seconds: float
+    """Since the batch began."""
+    first: float
+    """Seconds until the first frames were there."""
+    memory: float
+    """Peak memory of the process, GiB."""
+
+    @property
+    def rate(self) -> float:
+        """Pixel frames per second, all videos of the batch together."""
+        return len(self.jobs) * self.frames / max(self.seconds, 1e-9)
+
+
 def generate_videos(
-    prompts: Sequence[str],
-    out: Path,
+    model: VideoModel,
+    jobs: Sequence[Job],
+    manifest: Manifest,
     *,
-    model: Part,
-    run: Path | None,
-    frames: int | None,
-    seconds: float | None,
-    seed: int,
-    batch_size: int,
-) -> Iterator[Path]:
-    """Write one mp4 for each prompt.
+    batch_size: int = 8,
+    begin: Tensor | None = None,
+) -> Iterator[Progress]:
+    """Write one mp4 for each job.
 
     Args:
-        prompts: What to show.
-        out: Folder of the files; made if missing.
-        model: The model, unless ``run`` names one.
-        run: Folder of a run whose trained adapter is used.
-        frames: Pixel frames of a video; None: see ``seconds``.
-        seconds: Length instead of frames, rounded to whole chunks; None: as long as in training.
-        seed: Of the first video's noise; the next ones count up.
+        model: The model.
+        jobs: What to make, see `astrolabe.jobs`.
+        manifest: Of the folder of the files; gets a line for each video that is complete.
         batch_size: Videos sampled together.
+        begin: Clean latents ``[1, n, C, h, w]`` with which every video starts, see `beginning`.
 
     Yields:
-        Each file once it is written.
+        How far the present batch is, after every chunk; a share of 1 once its files are complete.
 
     Raises:
-        ConfigError: If the frames are no whole number of chunks, or both lengths are given.
-        CheckpointError: If the run has no checkpoint that can be used.
         OSError: If a file cannot be written.
     """
-    if frames is not None and seconds is not None:
-        raise ConfigError("--frames and --seconds are both given. Give one of them.")
-    default_frames = None
-    if run is not None:
-        folder, settings = RunFolder.open(run)
-        model, default_frames = settings.model, settings.rollout.num_frames
-    video_model = build_model(model)
-    num_frames = _latent_frames(video_model, frames, seconds, default_frames)
-    if run is not None:
-        load_trained(video_model, folder)
-    suite = Suite("prompts", tuple(prompts), tuple(range(seed, seed + len(prompts))))
-    number = 0
-    for batch in generate(
-        sampler(video_model, num_frames), suite, fps=video_model.fps, batch_size=batch_size
-    ):
-        for pixels in batch["video", "pixels"].cpu().numpy():
-            path = out / f"{number:03d}-{_file_name(suite.prompts[number])}.mp4"
-            write_mp4(path, pixels, video_model.fps, min_side=192)
-            yield path
-            number += 1
+    for batch in batches(jobs, batch_size):
+        yield from _write(model, batch, manifest, begin)
 
 
-def score_videos(
-    videos: Sequence[Path], prompts: Sequence[str], terms: dict[str, RewardTerm]
-) -> Iterator[dict[str, float]]:
-    """Score video files, one after the other.
+def _write(
+    model: VideoModel, batch: list[Job], manifest: Manifest, begin: Tensor | None
+) -> Iterator[Progress]:
+    """Sample the videos of one batch together, each into its file."""
+    given = 0 if begin is None else begin.shape[1]
+    total = batch[0].chunks * model.geometry.chunk
+    start, first, frames = time.perf_counter(), 0.0, 0
+    stream = ChunkStream(
+        model, [job.seed for job in batch], capacity=_capacity(model, given, total)
+    )
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                Mp4Writer(manifest.folder / f"{job.name}.mp4", model.fps, min_side=192)
+            )
+            for job in batch
+        ]
+        latent_frames = 0
+        for chunk in _chunks(model, stream, batch, begin):
+            assert chunk.pixels is not None
+            for writer, video in zip(writers, chunk.pixels.cpu().numpy(), strict=True):
+                writer.add(video)
+            seconds = time.perf_counter() - start
+            first = first or seconds
+            frames += chunk.pixels.shape[1]
+            latent_frames += chunk.latents.shape[1]
+            share = latent_frames / (given + total)
+            progress = Progress(batch, frames, share, seconds, first, peak_memory())
+            if share < 1:
+                yield progress
+    figures = {
+        "frames": frames,
+        "frames_per_second": round(progress.rate, 3),
+        "seconds_to_first_frame": round(first, 3),
+        "peak_memory_gib": round(progress.memory, 3),
+    }
+    for job in batch:
+        manifest.add(job, figures)
+    yield progress
+
+
+def _chunks(
+    model: VideoModel, stream: ChunkStream, batch: list[Job], begin: Tensor | None
+) -> Iterator[Chunk]:
+    embeds, before = None, None
+    device = next(model.transformer.parameters()).device
+    for scene in range(len(batch[0].parts)):
+        parts = [job.parts[scene] for job in batch]
+        prompts = [part.prompt for part in parts]
+        if prompts != before:  # the same tensor again is no new prompt to the stream
+            embeds, before = model.text(prompts).to(device), prompts
+        assert embeds is not None
+        if scene == 0 and begin is not None:
+            yield stream.begin(begin.to(embeds).expand(len(batch), -1, -1, -1, -1), embeds)
+        for number in range(parts[0].chunks):
+            yield stream.next(embeds, cut=parts[0].cut and number == 0 and scene > 0)
+
+
+def _capacity(model: VideoModel, given: int, total: int) -> int | None:
+    return given + total if model.geometry.window is None else None
+
+
+def beginning(path: Path, model: VideoModel) -> Tensor:
+    """Return the latents of a picture or of the end of a video, for new videos to go on from.
+
+    Pictures are scaled to the model's size and what hangs over is cut off; a video is brought to
+    the model's frame rate.
 
     Args:
-        videos: Files that ffmpeg can read.
-        prompts: One for each video.
-        terms: Rewards by the name of their score.
+        path: A file that ffmpeg can read.
+        model: The model.
 
-    Yields:
-        The scores of each video by name.
+    Returns:
+        ``[1, n, C, h, w]``: one frame of a picture; of a video as much as the model's cache can
+        hold beside a chunk.
 
     Raises:
-        VideoError: If a file is missing, cut short, or no video.
-        WeightsError: If a reward's weights are not there.
+        VideoError: If the file is missing or neither picture nor video.
     """
-    rewards = {name: build_term(name, term, "reward") for name, term in terms.items()}
-    for path, prompt in zip(videos, prompts, strict=True):
-        video = read_mp4(path)
-        batch = TensorDict(batch_size=[1])
-        batch["prompt", "text"] = [prompt]
-        batch["video", "pixels"] = torch.from_numpy(np.ascontiguousarray(video.frames))[None]
-        batch["video", "fps"] = torch.tensor([video.fps], dtype=torch.float32)
-        yield {name: float(reward(batch.copy())["score", name]) for name, reward in rewards.items()}
+    video, geometry = read_mp4(path), model.geometry
+    count = max(1, round(len(video.frames) * model.fps / video.fps))
+    rows = np.linspace(0, len(video.frames) - 1, count).round().astype(int)
+    room = geometry.context or count
+    latent = min(geometry.latent_frames_within(count), room)
+    rows = rows[-geometry.pixel_frames(latent) :]
+    frames = torch.from_numpy(np.ascontiguousarray(video.frames[rows])).float()
+    height, width = geometry.height, geometry.width
+    scale = max(height / frames.shape[-2], width / frames.shape[-1])
+    size = [
+        max(wanted, round(side * scale))
+        for wanted, side in zip((height, width), frames.shape[-2:], strict=True)
+    ]
+    scaled = interpolate(frames, size=size, mode="bicubic", antialias=True)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    cut = scaled[..., top : top + height, left : left + width]
+    return model.codec.encode(cut.round().clamp(0, 255).to(torch.uint8)[None])
 
 
-def _latent_frames(
-    model: VideoModel, frames: int | None, seconds: float | None, default: int | None
-) -> int:
-    """Latent frames of the videos to make, a whole number of chunks."""
+def length(model: VideoModel, frames: int | None, seconds: float | None, default: int) -> int:
+    """Return the chunks of a video, or of a scene that does not say.
+
+    Args:
+        model: The model.
+        frames: Pixel frames.
+        seconds: Length instead, rounded to whole chunks.
+        default: Latent frames if neither is given.
+
+    Raises:
+        ConfigError: If both are given, or the frames are no whole number of chunks.
+    """
     geometry = model.geometry
+    if frames is not None and seconds is not None:
+        raise ConfigError("--frames and --seconds are both given. Give one of them.")
     if frames is not None:
         try:
-            return geometry.latent_frames(frames)
+            return geometry.latent_frames(frames) // geometry.chunk
         except ValueError as error:
             raise ConfigError(f"--frames: {error}") from error
     if seconds is not None:
         if not seconds > 0:
             raise ConfigError(f"--seconds is {seconds}. Give more than 0.")
-        latent = seconds * model.fps / geometry.temporal
-        return max(round(latent / geometry.chunk), 1) * geometry.chunk
-    # Without a word about the length, that of the run's training, or of three chunks.
-    return default or 3 * geometry.chunk
-
-
-def _file_name(prompt: str) -> str:
-    """A prompt as a part of a file name that every system accepts."""
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "video"
+        return max(round(seconds * model.fps / geometry.temporal / geometry.chunk), 1)
+    return default // geometry.chunk

@@ -86,6 +86,10 @@ class Geometry:
             )
         return latent
 
+    def latent_frames_within(self, pixel_frames: int) -> int:
+        """Latent frames of the longest video that has at most so many pixel frames, 1 or more."""
+        return (pixel_frames - 1) // self.temporal + 1
+
     def chunks(self, latent_frames: int) -> int:
         """Chunks in so many latent frames.
 

@@ -1,0 +1,174 @@
+"""One call of `astrolabe generate`, from what was typed to the files."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+
+from astrolabe import generate
+from astrolabe.compose import build_model
+from astrolabe.config import Part
+from astrolabe.errors import ConfigError
+from astrolabe.jobs import Manifest, digest, make_jobs, scenes_to_parts, switches_to_parts
+from astrolabe.run_folder import LORA, RunFolder
+from astrolabe.sampling import load_trained
+from astrolabe_rollout.model import VideoModel
+from astrolabe_rollout.prompts import read_prompts
+from astrolabe_rollout.scenes import Scene, parse_scenes, read_interactive
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was typed."""
+
+    prompts: Sequence[str]
+    """Prompts and scripts of scenes."""
+    file: Path | None
+    """More of them, one a line; or LongLive's interactive scripts (.jsonl)."""
+    switch_frames: Sequence[int]
+    """Latent frames at which the prompts of an interactive script change."""
+    model: Part
+    run: Path | None
+    begin: Path | None
+    """Picture or video that the videos go on from."""
+    frames: int | None
+    seconds: float | None
+    seed: int
+    num_seeds: int
+    batch_size: int
+    overwrite: bool
+    out: Path
+
+
+def perform(request: Request, say: Callable[[str], None]) -> None:
+    """Make what is asked for and is not there yet; the path of each finished file is said.
+
+    Under torchrun every process makes its share of the videos.
+
+    Raises:
+        ConfigError: If something typed does not fit, or other videos are in the way.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    scenes, interactive = _scripts(request)
+    model, length, common = _model(request)
+    jobs = make_jobs(
+        [
+            *(scenes_to_parts(s, model.geometry, model.fps, length) for s in scenes),
+            *(switches_to_parts(s, length, model.geometry.chunk) for s in interactive),
+        ],
+        request.seed,
+        request.num_seeds,
+    )
+    request.out.mkdir(parents=True, exist_ok=True)
+    manifest = Manifest(request.out, common, rank)
+    # Shared out before anything is made: what is missing changes while other processes work.
+    own = jobs[rank::world]
+    left = manifest.missing(own, overwrite=request.overwrite)
+    if len(left) < len(own):
+        typer.echo(f"{len(own) - len(left)} of {len(own)} videos are there already.", err=True)
+    begin = None if request.begin is None else generate.beginning(request.begin, model)
+    made = generate.generate_videos(
+        model, left, manifest, batch_size=request.batch_size, begin=begin
+    )
+    _show(made, request.out, say)
+
+
+def _scripts(request: Request) -> tuple[list[list[Scene]], list[list[tuple[str, int]]]]:
+    """Read all prompts, before any weights: scripts of scenes, and interactive ones."""
+    lines, interactive = list(request.prompts), []
+    if request.file is not None:
+        if request.file.suffix == ".jsonl":
+            try:
+                interactive = read_interactive(request.file, request.switch_frames)
+            except ValueError as error:
+                raise ConfigError(f"--file, --switch-frames: {error}") from error
+        else:
+            lines += read_prompts(request.file)
+    if request.switch_frames and not interactive:
+        raise ConfigError("--switch-frames belongs to --file SCRIPTS.jsonl. Give that file too.")
+    if not any(line.strip() for line in lines) and not interactive:
+        raise ConfigError(
+            "there is no prompt. Give one in quotes, or --file with one per line: "
+            'astrolabe generate "a red circle bounces on a white background".'
+        )
+    try:
+        return [parse_scenes(line) for line in lines], interactive
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _model(request: Request) -> tuple[VideoModel, int, dict[str, object]]:
+    """Build the model; return it with the chunks of a video and its description."""
+    part, trained_on = request.model, None
+    if request.run is not None:
+        folder, settings = RunFolder.open(request.run)
+        part, trained_on = settings.model, settings.rollout.num_frames
+    begin = None if request.begin is None else digest_of(request.begin)
+    model = build_model(part)
+    default = trained_on or 3 * model.geometry.chunk
+    length = generate.length(model, request.frames, request.seconds, default)
+    common: dict[str, object] = {
+        "astrolabe": version("astrolabe"),
+        "model": asdict(part),
+        "steps": list(model.denoising_steps),
+        "size": [model.geometry.height, model.geometry.width],
+        "fps": model.fps,
+        "begin": begin,
+        "adapter": None,
+    }
+    if request.run is not None:
+        checkpoint = load_trained(model, folder)
+        weights = next((checkpoint / LORA).glob("*.safetensors"))
+        common["adapter"] = {"checkpoint": str(checkpoint), "sha256": digest(weights)}
+    return model, length, common
+
+
+def digest_of(path: Path) -> str:
+    """Return the digest of a file that was typed.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    if not path.is_file():
+        raise ConfigError(f"--begin: there is no file {str(path)!r}. Check the path.")
+    return digest(path)
+
+
+def _show(made: Iterable[generate.Progress], out: Path, say: Callable[[str], None]) -> None:
+    """Show a bar for each batch on a terminal, plain lines elsewhere; say complete files."""
+    console = Console(stderr=True)
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[figures]}"),
+        console=console,
+        disable=not console.is_terminal,
+        redirect_stdout=sys.stdout.isatty(),  # else paths for a pipe would end up on the screen
+    )
+    tasks: dict[str, TaskID] = {}
+    with bar:
+        for progress in made:
+            name = progress.jobs[0].name
+            more = f" and {len(progress.jobs) - 1} more" if len(progress.jobs) > 1 else ""
+            if name not in tasks:
+                tasks[name] = bar.add_task(name[:40] + more, total=1.0, figures="")
+            figures = (
+                f"{progress.frames} frames  {progress.rate:.1f} frames/s  "
+                f"first after {progress.first:.1f} s  {progress.memory:.2f} GiB"
+            )
+            bar.update(tasks[name], completed=progress.share, figures=figures)
+            if progress.share >= 1:
+                for job in progress.jobs:
+                    say(str(out / f"{job.name}.mp4"))
+                if bar.disable:
+                    typer.echo(f"{name}{more}: {figures}", err=True)

@@ -1,0 +1,182 @@
+"""What `astrolabe generate` is asked to make, and what of it is there already."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from astrolabe.errors import ConfigError
+from astrolabe_rollout.geometry import Geometry
+from astrolabe_rollout.scenes import Scene
+
+#: Settings as JSON holds them. Any: their values have many types.
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A scene as it is made: its prompt, its length in chunks, whether a hard cut begins it."""
+
+    prompt: str
+    chunks: int
+    cut: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video to make."""
+
+    name: str
+    """File name without ending."""
+    parts: tuple[Part, ...]
+    seed: int
+
+    @property
+    def layout(self) -> tuple[tuple[int, bool], ...]:
+        """What videos of one batch must share."""
+        return tuple((part.chunks, part.cut) for part in self.parts)
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of the whole video."""
+        return sum(part.chunks for part in self.parts)
+
+
+def make_jobs(scripts: Sequence[Sequence[Part]], seed: int, num_seeds: int) -> list[Job]:
+    """Return a job for every script and seed.
+
+    Args:
+        scripts: The scenes of each video.
+        seed: Of the first script's noise; scripts count up.
+        num_seeds: Videos of each script; further ones count up from the seed of the last script.
+    """
+    jobs = []
+    for round_ in range(num_seeds):
+        for number, parts in enumerate(scripts):
+            name = f"{number:03d}-{_slug(parts[0].prompt)}"
+            own = seed + round_ * len(scripts) + number
+            jobs.append(Job(name if num_seeds == 1 else f"{name}-s{own}", tuple(parts), own))
+    return jobs
+
+
+def scenes_to_parts(
+    scenes: Iterable[Scene], geometry: Geometry, fps: float, default: int
+) -> list[Part]:
+    """Turn lengths in seconds into chunks."""
+    return [Part(s.prompt, s.chunks(geometry, fps, default), s.cut) for s in scenes]
+
+
+def switches_to_parts(script: Sequence[tuple[str, int]], total: int, chunk: int) -> list[Part]:
+    """Turn prompts that begin at latent frames into scenes; inside a chunk they act at the next.
+
+    Args:
+        script: Prompts with the latent frame at which each begins.
+        total: Chunks of the video.
+        chunk: Latent frames of a chunk.
+
+    Raises:
+        ConfigError: If a prompt would begin after the end, or with another one.
+    """
+    begins = [-(-frame // chunk) for _, frame in script]
+    ends = [*begins[1:], total]
+    for (prompt, frame), begin, end in zip(script, begins, ends, strict=True):
+        if begin >= end:
+            raise ConfigError(
+                f"--switch-frames: no chunk is left for {prompt!r} from latent frame {frame} on, "
+                f"in a video of {total * chunk}. Make it longer with --seconds, or switch earlier."
+            )
+    return [
+        Part(prompt, end - begin, cut=False)
+        for (prompt, _), begin, end in zip(script, begins, ends, strict=True)
+    ]
+
+
+def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
+    """Group neighbouring jobs whose scenes have equal lengths and cuts."""
+    for _, same in groupby(jobs, key=lambda job: job.layout):
+        group = list(same)
+        for first in range(0, len(group), size):
+            yield group[first : first + size]
+
+
+class Manifest:
+    """What a folder of videos holds: one line of JSON a video, written when its file is complete.
+
+    Every process writes a file of its own and reads those of all.
+
+    Args:
+        folder: Where the videos are.
+        common: Settings that all videos share.
+        rank: Number of this process.
+    """
+
+    def __init__(self, folder: Path, common: Settings, rank: int = 0) -> None:
+        self.folder, self.common = folder, common
+        self.path = folder / ("manifest.jsonl" if rank == 0 else f"manifest-{rank}.jsonl")
+        self.known: dict[str, Settings] = {}
+        for path in sorted(folder.glob("manifest*.jsonl")):
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                entry = _entry(line)
+                if entry is not None:
+                    self.known[entry["file"]] = entry["settings"]
+
+    def settings(self, job: Job) -> Settings:
+        """Return all that decides what a video looks like."""
+        wanted = {**self.common, "seed": job.seed, "scenes": [asdict(part) for part in job.parts]}
+        decoded: Settings = json.loads(json.dumps(wanted))
+        return decoded
+
+    def missing(self, jobs: Sequence[Job], *, overwrite: bool) -> list[Job]:
+        """Return the jobs whose videos are not there yet.
+
+        Raises:
+            ConfigError: If a video is there that was made with other settings.
+        """
+        if overwrite:
+            return list(jobs)
+        left = []
+        for job in jobs:
+            file = f"{job.name}.mp4"
+            there = (self.folder / file).exists()
+            if there and self.known.get(file) != self.settings(job):
+                raise ConfigError(
+                    f"{str(self.folder / file)!r} exists and was made with other settings. "
+                    "Choose another --out, or replace it with --overwrite."
+                )
+            if not there:
+                left.append(job)
+        return left
+
+    def add(self, job: Job, figures: Settings) -> None:
+        """Note a finished video."""
+        entry = {"file": f"{job.name}.mp4", "settings": self.settings(job), "figures": figures}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def digest(path: Path) -> str:
+    """Return a short digest of a file, to know it again."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _entry(line: str) -> Settings | None:
+    """A line of a manifest; None for one that a killed process left unfinished."""
+    try:
+        entry: Settings = json.loads(line)
+        _ = entry["file"], entry["settings"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return entry
+
+
+def _slug(prompt: str) -> str:
+    """A prompt as a part of a file name that every system accepts."""
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "video"

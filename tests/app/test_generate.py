@@ -1,0 +1,113 @@
+"""astrolabe generate: scenes, beginnings, what is there already, many processes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from astrolabe.cli import main
+from astrolabe_eval import read_mp4, write_mp4
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def random_model(small):
+    return ["--set", small[0]]
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    return end.value.code
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_scenes_have_their_lengths_and_are_in_the_manifest(folder, random_model):
+    script = "a red circle bounces[1s] | a blue square spins[1.5s#] | a blue square pulses"
+    assert run("generate", script, "--frames", "33", *random_model) == 0
+    video = read_mp4(folder / "videos" / "000-a-red-circle-bounces.mp4")
+    assert len(video.frames) == 9 + 12 * 5  # 1, 2 and 3 chunks
+    entry = json.loads((folder / "videos" / "manifest.jsonl").read_text())
+    assert entry["settings"]["scenes"] == [
+        {"prompt": "a red circle bounces", "chunks": 1, "cut": False},
+        {"prompt": "a blue square spins", "chunks": 2, "cut": True},
+        {"prompt": "a blue square pulses", "chunks": 3, "cut": False},
+    ]
+    assert entry["settings"]["model"]["name"] == "tiny"
+    assert entry["figures"]["frames"] == 69
+
+
+def test_what_is_there_is_not_made_again_and_never_lost(folder, random_model, capsys):
+    command = ["generate", "a red circle", "a blue square", "--frames", "9", *random_model]
+    assert run(*command) == 0
+    first, second = (folder / "videos" / name for name in files(folder / "videos")[:2])
+    before = first.stat().st_mtime_ns
+    second.unlink()
+    capsys.readouterr()
+    assert run(*command) == 0
+    captured = capsys.readouterr()
+    assert "1 of 2 videos are there already" in captured.err
+    assert captured.out.splitlines() == [f"videos/{second.name}"]
+    assert first.stat().st_mtime_ns == before
+    assert run(*command, "--seed", "5") == 2
+    assert "made with other settings" in capsys.readouterr().err
+    assert run(*command, "--seed", "5", "--overwrite") == 0
+    assert first.stat().st_mtime_ns > before
+
+
+def test_a_seed_gives_the_same_video_in_any_batch_and_process(folder, random_model):
+    prompts = ["a red circle", "a blue square", "a green triangle"]
+    command = ["generate", *prompts, "--frames", "9", *random_model]
+    assert run(*command, "--out", "one") == 0
+    for rank in ("0", "1"):
+        subprocess.run(
+            [sys.executable, "-m", "astrolabe", *command, "--out", "two", "--batch-size", "1"],
+            env={**os.environ, "RANK": rank, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
+            check=True,
+            capture_output=True,
+        )
+    assert files(folder / "two") == [
+        *files(folder / "one")[:3],
+        "manifest-1.jsonl",
+        "manifest.jsonl",
+    ]
+    for name in files(folder / "one")[:3]:
+        first, second = (read_mp4(folder / run_ / name).frames for run_ in ("one", "two"))
+        assert abs(first.astype(int) - second.astype(int)).max() <= 2
+
+
+def test_videos_go_on_from_a_picture_or_a_video(folder, random_model):
+    assert run("generate", "a red circle", "--frames", "33", "--out", "made", *random_model) == 0
+    source = folder / "made" / "000-a-red-circle.mp4"
+    again = ["generate", "a red circle", "--frames", "9", "--begin", str(source), *random_model]
+    assert run(*again) == 0
+    frames = read_mp4(folder / "videos" / "000-a-red-circle.mp4").frames
+    assert len(frames) == 21 + 12  # six latent frames fit beside a chunk
+    write_mp4(folder / "picture.mp4", read_mp4(source).frames[:1], 16)
+    assert run(*again[:-3], "picture.mp4", *random_model, "--out", "still") == 0
+    assert len(read_mp4(folder / "still" / "000-a-red-circle.mp4").frames) == 1 + 12
+
+
+def test_interactive_scripts_change_their_prompt_at_chunks(folder, random_model, capsys):
+    (folder / "scripts.jsonl").write_text('{"prompts": ["a red circle", "a blue square"]}\n')
+    command = ["generate", "--file", "scripts.jsonl", "--switch-frames", "4", *random_model]
+    assert run(*command, "--frames", "33") == 0
+    entry = json.loads((folder / "videos" / "manifest.jsonl").read_text())
+    assert [scene["chunks"] for scene in entry["settings"]["scenes"]] == [2, 1]
+    assert run(*command, "--frames", "21", "--out", "short") == 2
+    assert "no chunk is left for 'a blue square'" in capsys.readouterr().err
+
+
+def test_many_seeds_of_a_prompt_have_names_of_their_own(folder, random_model):
+    assert run("generate", "a", "--frames", "9", "--num-seeds", "2", *random_model) == 0
+    assert files(folder / "videos")[:2] == ["000-a-s0.mp4", "000-a-s1.mp4"]
