@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from astrolabe_rollout.codec import VideoCodec
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.schedule import FlowSchedule
-from astrolabe_rollout.text import TextEncoder, encode_distinct
+from astrolabe_rollout.text import TextEncoder
 from astrolabe_rollout.transformer import CausalWan
 
 #: What becomes of the cache when the prompt changes within a video: it stays; it is computed anew
@@ -94,7 +94,7 @@ class VideoModel:
 
     def text(self, prompts: list[str]) -> Tensor:
         """Return embeddings ``[n, L, D]`` of prompts; equal prompts are encoded once."""
-        return encode_distinct(self.encoder, prompts)
+        return self.encoder.embed(prompts)
 
     def freeze(self) -> "VideoModel":
         """Put every part in evaluation mode without gradients; return self."""

@@ -60,6 +60,7 @@ def build_tiny(seed: int = 0) -> VideoModel:
 def tiny_modules(model: VideoModel) -> dict[str, nn.Module]:
     """Return the modules whose weights are stored, by the name of their file."""
     assert isinstance(model.codec, PatchCodec)
+    assert model.encoder.encoder is not None
     modules = (model.transformer.network, model.encoder.encoder, model.codec)
     return dict(zip(PARTS, modules, strict=True))
 
