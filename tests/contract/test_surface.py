@@ -5,15 +5,15 @@ from importlib import import_module
 import pytest
 
 NAMES = {
-    "astrolabe_rollout": """CausalWan CheckpointError Denoiser FlowSchedule Geometry GroupSampler
-        KVCache PromptEnv PromptFileError StreamingPolicy VideoModel add_lora load_checkpoint
-        load_into load_lora load_tiny make_collector read_prompts sample_chunk save_lora
-        trainable_parameters""",
+    "astrolabe_rollout": """CausalWan CheckpointError ChunkStream Denoiser FlowSchedule Geometry
+        GroupSampler KVCache PromptEnv PromptFileError StreamingPolicy VideoModel add_lora
+        export_transformer load_checkpoint load_into load_lora load_tiny make_collector merge_lora
+        read_prompts sample_chunk save_lora trainable_parameters""",
     "astrolabe_rewards": """AttributeTA CompositeReward FlowMQ PixelCheck Reward SharpnessVQ
         TinyTextReward WeightsError""",
     "astrolabe_objectives": """DenoisingLoss GroupAdvantage NFTLoss OLD_DECAYS OldDecay
         RankDisagreement ReferenceReset SnapshotError Snapshots group_statistics selective_kl""",
-    "astrolabe_eval": """Comparison Evaluation Scores Suite SuiteError Video VideoError
+    "astrolabe_eval": """Comparison Evaluation Mp4Writer Scores Suite SuiteError Video VideoError
         bootstrap_interval compare contact_sheet encode_mp4 evaluate_suite generate
         interval_in_words load_suite paired_differences paired_interval read_mp4 reward_curves
         score_suite verdict write_mp4 write_report""",

@@ -7,7 +7,7 @@ import pytest
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
 
-from astrolabe_rollout.conversion import load_checkpoint, load_into
+from astrolabe_rollout.checkpoints import load_checkpoint, load_into
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.transformer import CausalWan
 

@@ -237,6 +237,54 @@ def score(
 
 @app.command(
     epilog=examples(
+        "astrolabe convert self_forcing_dmd.pt wan-diffusers",
+        "astrolabe convert wan-diffusers/transformer generator.pt --dtype bf16",
+    )
+)
+def convert(
+    source: Annotated[Path, typer.Argument(help="Checkpoint: a file or a folder.")],
+    target: Annotated[Path, typer.Argument(help="File or folder to write.")],
+    dtype: Annotated[str, typer.Option(help="keep, bf16, fp16 or fp32.")] = "keep",
+    overwrite: Annotated[bool, typer.Option(help="Replace a target that exists.")] = False,
+) -> None:
+    """Turn a checkpoint of Wan's transformer into another form, with all its keys checked.
+
+    TARGET ends in .safetensors: one file with Wan's own names; in .pt: the layout of Self-Forcing;
+    in nothing: a folder that diffusers reads.
+    """
+    from astrolabe.export import convert as convert_checkpoint
+
+    count = convert_checkpoint(source, target, dtype=dtype, overwrite=overwrite)
+    typer.echo(f"{target}  {count / 1e9:.3f} B parameters")
+
+
+@app.command(
+    epilog=examples(
+        "astrolabe export runs/short adapter",
+        "astrolabe export runs/short merged.safetensors --format merged",
+    )
+)
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    target: Annotated[Path, typer.Argument(help="File or folder to write.")],
+    kind: Annotated[
+        str, typer.Option("--format", help="lora: the adapter alone; merged: the whole model.")
+    ] = "lora",
+    overwrite: Annotated[bool, typer.Option(help="Replace a target that exists.")] = False,
+) -> None:
+    """Write what a run has trained for use elsewhere.
+
+    A LoRA becomes a folder that peft and diffusers read. A merged model is written as `astrolabe
+    convert` does: .safetensors, .pt, or a folder of diffusers.
+    """
+    from astrolabe.export import export as export_run
+
+    export_run(run, target, kind=kind, overwrite=overwrite)
+    typer.echo(target)
+
+
+@app.command(
+    epilog=examples(
         "astrolabe recipes tiny > mine.toml",
         "astrolabe train mine.toml",
     )

@@ -5,17 +5,11 @@ LongLive, Krea) share one naming of the tensors; the network is diffusers'. The 
 to one, so nothing is ever dropped or guessed: after conversion all keys and shapes must match.
 """
 
-import pickle
 import re
-import zipfile
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from astrolabe_rollout.errors import CheckpointError
 
@@ -54,64 +48,6 @@ CONTAINERS: Final = ("generator_ema", "generator", "model", "state_dict")
 #: What wrappers put before a name, possibly several times.
 PREFIXES: Final = ("model.", "diffusion_model.", "module.")
 FSDP: Final = "_fsdp_wrapped_module."  # can stand anywhere in a name
-
-
-def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Read a Wan checkpoint and name its tensors as diffusers does.
-
-    Args:
-        path: A ``.safetensors`` file, or a ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` of torch, which
-            is read without running any code in it. Names may be the original ones or diffusers'.
-
-    Returns:
-        Tensors on the CPU by diffusers' names; names that are neither are kept.
-
-    Raises:
-        CheckpointError: If the file is missing, damaged, or holds no tensors by name.
-    """
-    path = Path(path)
-    try:
-        content = _read(path)
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"there is no checkpoint {str(path)!r}. Check the path, or download the file first."
-        ) from None
-    except OSError as error:
-        raise CheckpointError(
-            f"the checkpoint {str(path)!r} cannot be read ({error.strerror or error}). "
-            "Name a file that you may read."
-        ) from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{str(path)!r} is cut off, no torch file, or holds more than tensors "
-            f"({_first_line(error)}). Download it again, or get it as .safetensors: a file with "
-            "other objects in it could run code and is not opened."
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise CheckpointError(
-            f"{str(path)!r} is damaged or cut off ({_first_line(error)}). "
-            "Copy or download it again."
-        ) from error
-    return to_diffusers(strip_prefixes(unwrap(content)))
-
-
-def load_into(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy a checkpoint into a network; every key and shape must match.
-
-    Args:
-        network: diffusers' transformer, left as it was on an error. Its dtype and device stay.
-        state: Tensors by diffusers' names, from `load_checkpoint`.
-
-    Raises:
-        CheckpointError: If a tensor is missing, unexpected or of another shape.
-    """
-    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    if mismatch := difference(expected, found):
-        raise CheckpointError(
-            f"the checkpoint does not fit the network: {mismatch}. {_likely_cause(expected, found)}"
-        )
-    network.load_state_dict(state)
 
 
 def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -178,19 +114,6 @@ def difference(expected: Shapes, found: Shapes) -> str:
     )
 
 
-def _read(path: Path) -> object:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    if path.suffix not in (".pt", ".pth", ".bin", ".ckpt"):
-        raise CheckpointError(
-            f"{str(path)!r} has the ending {path.suffix!r}. "
-            "Checkpoints end in .safetensors, .pt, .pth, .bin or .ckpt."
-        )
-    # Mapped, so that only the container that is used is read; old files cannot be.
-    mapped = zipfile.is_zipfile(path)
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-
-
 def _renamed(state: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -216,33 +139,12 @@ def _translate(name: str, table: Mapping[str, str]) -> str:
     return translated.format(block[1]) if block else translated
 
 
-def _likely_cause(expected: Shapes, found: Shapes) -> str:
-    """Guess why a checkpoint does not fit, most telling sign first."""
-    if any(".base_layer." in name for name in expected):
-        return "The network has a LoRA already: load the base weights before add_lora."
-    if any("lora_" in name for name in found):
-        return "It is a LoRA: load the base model first and the adapter with load_lora."
-    if not expected.keys() & found.keys():
-        return "It is not a Wan transformer, or its names are of an unknown kind."
-    if any("img_emb" in name or "k_img" in name or "add_k_proj" in name for name in found):
-        return "It is an image-to-video model: use the text-to-video model."
-    blocks, theirs = _num_blocks(expected), _num_blocks(found)
-    if blocks != theirs:
-        return f"It has {theirs} blocks, the network {blocks}: it is a model of another size."
-    if expected.keys() == found.keys():
-        return "It is a model of another width or with other text embeddings."
-    return "It is incomplete or of another version of the model."
-
-
-def _num_blocks(shapes: Shapes) -> int:
-    return len({match[1] for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name))})
+def num_blocks(names: Iterable[str]) -> int:
+    """Number of transformer blocks that parameters belong to."""
+    return len({match[1] for name in names if (match := re.match(r"blocks\.(\d+)\.", name))})
 
 
 def _some(names: list[str]) -> str:
     """The first few of a list, for an error message."""
     rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + rest
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

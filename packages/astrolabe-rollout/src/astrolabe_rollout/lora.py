@@ -19,21 +19,17 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.functional import cast_adapter_dtype
 from peft.tuners.tuners_utils import check_target_module_exists
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from safetensors.torch import save
+from torch import nn
 
 from astrolabe_rollout.conversion import difference
 from astrolabe_rollout.errors import CheckpointError
-
-WEIGHTS_FILE: Final = "adapter_model.safetensors"
-CONFIG_FILE: Final = "adapter_config.json"
+from astrolabe_rollout.lora_files import CONFIG_FILE, PREFIX, WEIGHTS_FILE, read_lora
 
 #: All ten linear layers of a block: two attentions with four each, and the feed-forward's two.
 LORA_TARGETS: Final = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
 ADAPTER: Final = "default"  # peft's own name for a single adapter
-PREFIX: Final = "base_model.model."  # of every key in a file of peft
 
 
 def add_lora(
@@ -131,40 +127,52 @@ def save_lora(network: WanTransformer3DModel, folder: str | Path) -> None:
             os.replace(Path(fresh, name), folder / name)
 
 
-def load_lora(network: WanTransformer3DModel, folder: str | Path) -> None:
-    """Read a LoRA that `save_lora` or peft wrote; every key and shape must match.
+def load_lora(network: WanTransformer3DModel, path: str | Path) -> None:
+    """Read a LoRA of any kind; every key and shape must match.
 
     A network without a LoRA gets one with the file's settings. If it has one, the values are
     copied into its parameters, which stay the same objects for optimisers and snapshots.
 
     Args:
         network: diffusers' transformer. On an error it is left as it was.
-        folder: Holds ``adapter_model.safetensors`` and ``adapter_config.json``.
+        path: A folder that `save_lora` or peft wrote, or a file, LongLive's for instance; see
+            `astrolabe_rollout.lora_files.read_lora`.
 
     Raises:
         CheckpointError: If a file is missing, damaged, or made for another network or settings.
     """
-    folder = Path(folder)
-    config, weights = _read_config(folder), _read_weights(folder)
+    config, weights = read_lora(path)
     present = _adapter(network)
     if present is not None:
         for name in ("r", "lora_alpha", "use_rslora"):
             theirs, ours = getattr(config, name), getattr(present, name)
             if theirs != ours:
                 raise CheckpointError(
-                    f"the adapter in {str(folder)!r} has {name} {theirs!r}, the network's LoRA has "
+                    f"the adapter in {str(path)!r} has {name} {theirs!r}, the network's LoRA has "
                     f"{ours!r}. Load it into a network made with its settings."
                 )
     expected = _shapes(network, present or config)
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if mismatch := difference(expected, found):
         raise CheckpointError(
-            f"the adapter in {str(folder)!r} does not fit the network: {mismatch}. "
+            f"the adapter in {str(path)!r} does not fit the network: {mismatch}. "
             f"{_likely_cause(expected, found)}"
         )
     if present is None:
         _inject(network, config, seed=0)
     set_peft_model_state_dict(network, weights, adapter_name=ADAPTER)
+
+
+def merge_lora(network: WanTransformer3DModel) -> None:
+    """Add the LoRA to the base weights for good; a new one can be added then.
+
+    Raises:
+        ValueError: If the network has no LoRA.
+    """
+    if _adapter(network) is None:
+        raise ValueError("the network has no LoRA to merge. Call load_lora first.")
+    network.fuse_lora()  # type: ignore[no-untyped-call]
+    network.unload_lora()  # type: ignore[no-untyped-call]
 
 
 def _adapter(network: WanTransformer3DModel) -> LoraConfig | None:
@@ -200,46 +208,6 @@ def _shapes(network: nn.Module, config: LoraConfig) -> dict[str, tuple[int, ...]
             shapes[f"{name}.lora_A.weight"] = (config.r, layer.in_features)
             shapes[f"{name}.lora_B.weight"] = (layer.out_features, config.r)
     return shapes
-
-
-def _read_config(folder: Path) -> LoraConfig:
-    path = folder / CONFIG_FILE
-    try:
-        kind = json.loads(path.read_text(encoding="utf-8"))["peft_type"]
-    except FileNotFoundError:
-        raise CheckpointError(_missing(path)) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{str(path)!r} is not a configuration of peft ({error}). Save the adapter again."
-        ) from error
-    if kind != "LORA":
-        raise CheckpointError(
-            f"{str(path)!r} describes an adapter of type {kind!r}. Only LORA can be loaded."
-        )
-    config: LoraConfig = LoraConfig.from_pretrained(str(folder))
-    return config
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    path = folder / WEIGHTS_FILE
-    try:
-        weights = load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(_missing(path)) from None
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{str(path)!r} is damaged or not a safetensors file ({error}). "
-            "It may have been cut off while it was copied: copy or save it again."
-        ) from error
-    return {name.removeprefix(PREFIX): value for name, value in weights.items()}
-
-
-def _missing(path: Path) -> str:
-    there = ", ".join(sorted(entry.name for entry in path.parent.glob("*"))) or "nothing"
-    return (
-        f"there is no {path.name} in {str(path.parent)!r}, which holds {there}. "
-        "Name the folder that save_lora wrote."
-    )
 
 
 def _likely_cause(
