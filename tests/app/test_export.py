@@ -99,7 +99,9 @@ def test_a_run_is_exported_as_adapter_and_as_whole_model(finished, tmp_path, cap
     assert PeftConfig.from_pretrained(str(tmp_path / "adapter")).r > 0
     for name in ("whole", "whole.safetensors"):
         assert run("export", finished, tmp_path / name, "--format", "merged") == 0
-    assert same(load_checkpoint(tmp_path / "whole"), load_checkpoint(tmp_path / "whole.safetensors"))
+    assert same(
+        load_checkpoint(tmp_path / "whole"), load_checkpoint(tmp_path / "whole.safetensors")
+    )
     assert not any("lora" in name for name in load_checkpoint(tmp_path / "whole"))
     capsys.readouterr()
     for arguments, message in (

@@ -6,8 +6,11 @@ import torch
 from astrolabe import checkpoint
 from astrolabe.clock import Clock
 from astrolabe.compose import compose
+from astrolabe.config import Part
 from astrolabe.train import reseed, summarise, train, update
 from astrolabe_rollout.collector import make_collector
+from astrolabe_rollout.errors import CheckpointError
+from astrolabe_rollout.lora import save_lora
 
 
 def numbers(step):
@@ -150,3 +153,78 @@ def test_a_longer_video_is_trained_window_by_window(small_run):
     step = next(train(run, compose(run), Clock()))
     assert step.batch.batch_size == (4, 3)
     assert step.metrics["loss/policy"] > 0
+
+
+def test_a_step_may_sample_its_videos_in_parts(small_run):
+    group = replace(small_run.rollout, num_prompts=3, group_size=4)
+    steps = []
+    for size in (0, 6, 3):
+        run = replace(
+            small_run,
+            rollout=replace(group, batch_size=size),
+            composite=replace(small_run.composite, normalise="running"),
+            train=replace(small_run.train, steps=2),
+            logging=replace(small_run.logging, samples=2),
+        )
+        parts = compose(run)
+        first, second = train(run, parts, Clock())
+        assert parts.reward.moments[:, 0].tolist() == [24, 24, 24]
+        assert second.shown["video", "pixels"].shape[:2] == (2, 1)
+        assert second.shown["prompt", "group"].flatten().tolist() == [3, 4]
+        assert ("video", "pixels") not in second.batch.keys(True)
+        steps.append(first.batch)
+    for found in steps[1:]:
+        assert found["prompt", "seed"].equal(steps[0]["prompt", "seed"])
+        for key in (("video", "latents"), ("score", "tiny_ta")):
+            torch.testing.assert_close(found[key], steps[0][key], rtol=1e-3, atol=1e-3)
+
+
+def test_a_run_goes_on_from_an_adapter(small_run, parts, tmp_path):
+    spoil(parts)
+    save_lora(parts.model.transformer.network, tmp_path / "adapter")
+    run = replace(small_run, lora=replace(small_run.lora, start=str(tmp_path / "adapter")))
+    started = compose(run)
+    with started.snapshots.use("reference"):
+        for name, parameter in parts.parameters.items():
+            assert torch.equal(started.parameters[name], parameter)
+    with pytest.raises(CheckpointError, match="has r 2, the network's LoRA has 4"):
+        compose(replace(run, lora=replace(run.lora, rank=4)))
+
+
+def test_gradient_checkpointing_changes_no_result(small_run):
+    results = []
+    for checkpointing in (False, True):
+        settings = replace(small_run.train, gradient_checkpointing=checkpointing, steps=1)
+        run = replace(small_run, train=settings)
+        results.append(numbers(next(train(run, compose(run), Clock()))))
+    assert results[0] == pytest.approx(results[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["rwr", "dpo", "cm_grpo"])
+def test_other_objectives_run_in_the_same_loop(small_run, name):
+    run = replace(small_run, objective=Part(name), train=replace(small_run.train, steps=2))
+    first, second = (step.metrics for step in train(run, compose(run), Clock()))
+    assert first["policy/gradient_norm"] > 0
+    assert second["loss/policy"] != first["loss/policy"]
+    if name == "cm_grpo":  # the recorded steps are those that the kernel of "old" explains
+        assert first["step_residual"] == pytest.approx(1, abs=0.1)
+        assert first["ratio"] == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["leave_one_out", "rank", "per_reward"])
+def test_other_advantages_run_in_the_same_loop(small_run, mode):
+    run = replace(small_run, advantage=replace(small_run.advantage, mode=mode))
+    batch = next(train(run, compose(run), Clock())).batch
+    assert batch["advantage"].abs().max() > 0
+
+
+def test_noise_levels_may_be_drawn_uniformly(small_run):
+    run = replace(small_run, train=replace(small_run.train, noise_levels="uniform", steps=1))
+    parts = compose(run)
+    seen = []
+    parts.denoiser.register_forward_pre_hook(lambda _, x: seen.append(x[0]["noisy", "sigma"]))
+    next(train(run, parts, Clock()))
+    levels = torch.cat([sigma.flatten() for sigma in seen]).unique()
+    assert any(
+        min(abs(float(level) - known) for known in parts.policy.sigmas) > 0.01 for level in levels
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensordict import TensorDict
 
 from astrolabe.keys_table import PACKAGES, put_table
 
@@ -47,7 +48,15 @@ def test_the_readme_shows_the_present_table():
 @pytest.fixture(scope="session")
 def batch():
     """One step of the real loop on the real model: every package has written its entries."""
-    from astrolabe_objectives import GroupAdvantage, NFTLoss, RankDisagreement, Snapshots
+    from astrolabe_objectives import (
+        CMGRPOLoss,
+        DPOLoss,
+        GroupAdvantage,
+        NFTLoss,
+        RankDisagreement,
+        RWRLoss,
+        Snapshots,
+    )
     from astrolabe_rewards import CompositeReward, FlowMQ, SharpnessVQ
     from astrolabe_rollout import (
         Denoiser,
@@ -63,20 +72,35 @@ def batch():
     add_lora(model.transformer.network, rank=2, alpha=2)
     snapshots = Snapshots(trainable_parameters(model.transformer.network), "old", "reference")
     env = PromptEnv(["a red circle spins", "a blue square"], model, group_size=2)
-    policy = StreamingPolicy(model, 3)
+    policy = StreamingPolicy(model, 3, record=True)
     (batch,) = make_collector(env, policy, 1)
     rewards = {"sharpness_vq": (SharpnessVQ(), 1.0), "flow_mq": (FlowMQ(), 1.0)}
     CompositeReward(rewards)(batch)
     GroupAdvantage()(batch)
     RankDisagreement("sharpness_vq", ["flow_mq"])(batch)
+    losses = TensorDict()
+    for other in (RWRLoss, DPOLoss, CMGRPOLoss):
+        losses.update(other(Denoiser(model, 3), snapshots, model.sigmas)(batch))
     loss = NFTLoss(Denoiser(model, 3), snapshots, model.sigmas)
     noised = loss.noise(batch)
     batch.update(noised.reshape(batch.batch_size))
     batch.update(Denoiser(model, 3)(noised).reshape(batch.batch_size))
-    return batch, loss(batch)
+    return batch, losses.update(loss(batch))
 
 
-LETTERS = {"F": 9, "f": 3, "C": 16, "H": 48, "W": 48, "h": 6, "w": 6, "c": 6, "L": 12, "D": 96}
+LETTERS = {
+    "F": 9,
+    "f": 3,
+    "C": 16,
+    "H": 48,
+    "W": 48,
+    "h": 6,
+    "w": 6,
+    "c": 6,
+    "L": 12,
+    "D": 96,
+    "K": 4,
+}
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ NAMES = {
         read_prompts sample_chunk save_lora trainable_parameters""",
     "astrolabe_rewards": """AttributeTA CompositeReward FlowMQ PixelCheck Reward SharpnessVQ
         TinyTextReward WeightsError""",
-    "astrolabe_objectives": """DenoisingLoss GroupAdvantage NFTLoss OLD_DECAYS OldDecay
-        RankDisagreement ReferenceReset SnapshotError Snapshots group_statistics selective_kl""",
+    "astrolabe_objectives": """AdaptiveReferenceReset AnchoredLoss CMGRPOLoss DPOLoss DenoisingLoss
+        GroupAdvantage NFTLoss OLD_DECAYS OldDecay RWRLoss RankDisagreement ReferenceReset
+        SnapshotError Snapshots group_statistics selective_kl""",
     "astrolabe_eval": """Comparison Evaluation Mp4Writer Scores Suite SuiteError Video VideoError
         bootstrap_interval compare contact_sheet encode_mp4 evaluate_suite generate
         interval_in_words load_suite paired_differences paired_interval read_mp4 reward_curves

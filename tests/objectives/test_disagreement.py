@@ -6,7 +6,8 @@ from tensordict import TensorDict
 from torch.testing import assert_close
 
 from astrolabe_objectives import RankDisagreement
-from astrolabe_objectives.disagreement import average_ranks, rank_gap
+from astrolabe_objectives.disagreement import rank_gap
+from astrolabe_objectives.ranks import average_ranks
 
 
 def make_batch(**scores):

@@ -7,7 +7,13 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
 
-from astrolabe_objectives import OldDecay, ReferenceReset, SnapshotError, Snapshots
+from astrolabe_objectives import (
+    AdaptiveReferenceReset,
+    OldDecay,
+    ReferenceReset,
+    SnapshotError,
+    Snapshots,
+)
 
 
 def values(network):
@@ -176,6 +182,37 @@ def test_copies_survive_saving_and_loading_bit_for_bit(network, snapshots, nudge
         kept = snapshots.state_dict()["copies"][name]
         assert same(kept, restored.state_dict()["copies"][name])
     assert restored.advance(1, kl=0.0)["snapshot/reference_epochs"] == 2.0
+
+
+def test_old_is_copied_every_few_steps_and_else_left_alone(network, nudge):
+    snapshots = Snapshots(network, "old", old_decay=OldDecay(start=0.0, every=2))
+    deviations = []
+    for step in range(4):
+        nudge(network)
+        before = snapshots.deviation("old")
+        snapshots.advance(step, kl=0.0)
+        deviations.append(snapshots.deviation("old") / before)
+    assert deviations == [1.0, 0.0, 1.0, 0.0]
+
+
+def test_a_rule_that_adapts_is_saved_with_the_copies(network):
+    def make():
+        return Snapshots(network, "reference", reference_reset=AdaptiveReferenceReset())
+
+    snapshots, restored = make(), make()
+    snapshots.advance(0, kl=0.2)  # renewed at once: the threshold rises to 0.16
+    restored.load_state_dict(snapshots.state_dict())
+    assert restored.advance(1, kl=0.155)["snapshot/reference_reset"] == 0.0
+    assert make().advance(1, kl=0.155)["snapshot/reference_reset"] == 1.0
+
+
+def test_a_rule_that_adapts_does_not_go_on_from_a_run_without_one(network, snapshots, nudge):
+    adaptive = Snapshots(network, "old", "reference", reference_reset=AdaptiveReferenceReset())
+    nudge(network)
+    adaptive.refresh("old")
+    with pytest.raises(SnapshotError, match="without the state of the reference's rule"):
+        adaptive.load_state_dict(snapshots.state_dict())
+    assert adaptive.deviation("old") == 0.0
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_one(snapshots):

@@ -15,7 +15,7 @@ class Injected:
     def __init__(self, case):
         self.case, self.index = case, 0
 
-    def draw(self, steps, shape, like):
+    def draw(self, steps, shape, device):
         start = self.case["noise"][:, 3 * self.index : 3 * self.index + 3]
         again = self.case["renoise"][self.index]
         self.index += 1
@@ -110,7 +110,7 @@ def test_a_video_goes_on_from_a_picture_and_from_a_video(golden_wan):
     second = whole.next(embeds)
 
     stream = ChunkStream(model, [0])
-    stream.noise.draw(4, first.latents.shape[1:], embeds)  # what the first chunk took
+    stream.noise.draw(4, first.latents.shape[1:], embeds.device)  # what the first chunk took
     given = stream.begin(first.latents, embeds)
     assert torch.equal(given.pixels, first.pixels)
     torch.testing.assert_close(stream.next(embeds).latents, second.latents, rtol=0, atol=1e-5)

@@ -1,6 +1,7 @@
 from collections import Counter
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -163,3 +164,27 @@ def test_a_run_may_go_on_with_another_number_of_processes():
 def test_wrong_arguments_are_refused_with_the_way_out(options, message):
     with pytest.raises(ValueError, match=message):
         sampler(**options)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 8])
+def test_a_step_may_be_drawn_in_parts(batch_size):
+    options = {"num_prompts": 2, "group_size": 4, "seed": 3}
+    whole = GroupSampler(["a", "b", "c"], **options)
+    parts = GroupSampler(["a", "b", "c"], **options, batch_size=batch_size)
+    for _ in range(3):
+        expected, drawn = whole.draw(), [parts.draw() for _ in range(parts.parts)]
+        assert [text for draw in drawn for text in draw.prompts] == expected.prompts
+        assert torch.cat([draw.seeds for draw in drawn]).equal(expected.seeds)
+        assert torch.cat([draw.groups for draw in drawn]).equal(expected.groups)
+    resumed = GroupSampler(["a", "b", "c"], **options)
+    resumed.load_state_dict(parts.state_dict())
+    assert resumed.draw().prompts == whole.draw().prompts
+
+
+def test_a_step_that_has_begun_is_not_saved():
+    parts = GroupSampler(["a"], num_prompts=1, group_size=4, batch_size=2)
+    parts.draw()
+    with pytest.raises(ValueError, match="1 of 2 parts of a step"):
+        parts.state_dict()
+    with pytest.raises(ValueError, match="does not divide the 4 videos"):
+        GroupSampler(["a"], num_prompts=1, group_size=4, batch_size=3)

@@ -97,7 +97,7 @@ def test_candidates_of_a_shared_prefix_equal_independent_videos(relative, chunks
     wan, embeds = model.transformer, batch(1)["prompt", "embeds"]
     clean = torch.randn(1, 3 * chunks_before, 16, 4, 4)
     noise = SeededNoise(range(3))
-    draws = [noise.draw(4, (3, 16, 4, 4), embeds) for _ in range(4)]
+    draws = [noise.draw(4, (3, 16, 4, 4), embeds.device) for _ in range(4)]
 
     prefix = wan.new_cache()
     prefill(wan, clean, embeds, prefix, 3)

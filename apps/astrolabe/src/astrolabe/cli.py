@@ -333,8 +333,10 @@ def parts(
         return
     for known in chosen:
         typer.echo(f"{known}:")
-        for part, target in names(known).items():
-            typer.echo(f"  {part:<16} {target}")
+        found = names(known)
+        width = max(map(len, found), default=0)
+        for part, target in found.items():
+            typer.echo(f"  {part:<{width}}  {target}")
 
 
 @app.command()

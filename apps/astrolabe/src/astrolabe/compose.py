@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -15,6 +15,7 @@ from astrolabe.errors import ConfigError
 from astrolabe.prompts import prompt_list
 from astrolabe.registry import build
 from astrolabe_objectives import (
+    AdaptiveReferenceReset,
     GroupAdvantage,
     OldDecay,
     RankDisagreement,
@@ -24,11 +25,13 @@ from astrolabe_objectives import (
 from astrolabe_rewards import CompositeReward
 from astrolabe_rollout.denoiser import Denoiser
 from astrolabe_rollout.env import PromptEnv
-from astrolabe_rollout.lora import add_lora, trainable_parameters
+from astrolabe_rollout.hub import locate
+from astrolabe_rollout.lora import add_lora, load_lora, trainable_parameters
 from astrolabe_rollout.model import VideoModel
 from astrolabe_rollout.prompts import GroupSampler
 from astrolabe_rollout.streaming import StreamingPolicy
 
+STEPS = ("steps", "latents")
 REWARD = ("next", "reward")
 SCORE = "score"
 TOTAL = "total"
@@ -92,16 +95,32 @@ def compose(run: Run) -> Parts:
     check_frames(model, run.rollout.num_frames, "rollout.num_frames")
     network = model.transformer.network
     add_lora(network, rank=run.lora.rank, alpha=run.lora.alpha, seed=run.train.seed)
+    if run.lora.start:
+        load_lora(network, locate(run.lora.start, "LoRA", "lora.start"))
+    if run.train.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
     parameters = trainable_parameters(network)
     snapshots = build_snapshots(run, parameters)
-    policy = StreamingPolicy(
-        model, num_frames=run.rollout.num_frames, stackable=run.rollout.windows > 1
-    )
     denoiser = Denoiser(
         model,
         num_frames=run.rollout.num_frames,
         context=run.train.context,
         mask=run.train.mask,
+    )
+    loss: Objective = build(
+        "objectives",
+        run.objective.name,
+        objective_options(run),
+        denoiser,
+        snapshots,
+        noise_levels(run, model),
+        where="objective",
+    )
+    policy = StreamingPolicy(
+        model,
+        num_frames=run.rollout.num_frames,
+        stackable=run.rollout.windows > 1,
+        record=STEPS in loss.in_keys,
     )
     shuffle = torch.Generator()
     windows = run.rollout.num_prompts * run.rollout.group_size * run.rollout.windows
@@ -113,6 +132,7 @@ def compose(run: Run) -> Parts:
                 num_prompts=run.rollout.num_prompts,
                 group_size=run.rollout.group_size,
                 seed=run.train.seed,
+                batch_size=run.rollout.batch_size or None,
             ),
             model,
             windows=run.rollout.windows,
@@ -123,6 +143,8 @@ def compose(run: Run) -> Parts:
         reward=reward,
         advantage=GroupAdvantage(
             std=run.advantage.std,
+            mode=run.advantage.mode,
+            rewards=weights(run) if run.advantage.mode == "per_reward" else None,
             reward_key=REWARD if run.advantage.reward == TOTAL else (SCORE, run.advantage.reward),
         ),
         disagreement=build_disagreement(run),
@@ -133,15 +155,7 @@ def compose(run: Run) -> Parts:
             generator=shuffle,
         ),
         shuffle=shuffle,
-        loss=build(
-            "objectives",
-            run.objective.name,
-            run.objective.options,
-            denoiser,
-            snapshots,
-            noise_levels(run, model),
-            where="objective",
-        ),
+        loss=loss,
         snapshots=snapshots,
         parameters=parameters,
         optimizer=torch.optim.AdamW(
@@ -180,6 +194,11 @@ def build_term(name: str, term: RewardTerm, table: str = "rewards") -> Scorer:
 def build_snapshots(run: Run, parameters: Mapping[str, nn.Parameter]) -> Snapshots:
     """Make the copies "old" and "reference" of what is trained."""
     settings = run.snapshots
+    # TOML has no null, so 0 stands for "never".
+    limits = (settings.reference_max_kl or None, settings.reference_max_epochs or None)
+    reset: Callable[[float, int], bool] = ReferenceReset(*limits)
+    if settings.reference_adaptive:
+        reset = AdaptiveReferenceReset(settings.reference_max_kl, settings.reference_max_epochs)
     return Snapshots(
         parameters,
         "old",
@@ -189,12 +208,9 @@ def build_snapshots(run: Run, parameters: Mapping[str, nn.Parameter]) -> Snapsho
             slope=settings.old_slope,
             delay=settings.old_delay,
             cap=settings.old_cap,
+            every=settings.old_every,
         ),
-        # TOML has no null, so 0 stands for "never".
-        reference_reset=ReferenceReset(
-            max_kl=settings.reference_max_kl or None,
-            max_epochs=settings.reference_max_epochs or None,
-        ),
+        reference_reset=reset,
     )
 
 
@@ -218,11 +234,23 @@ def build_disagreement(run: Run) -> TensorDictModuleBase:
     return TensorDictSequential(total, select)
 
 
+def weights(run: Run) -> dict[str, float]:
+    """Weights of the rewards that count."""
+    return {name: term.weight for name, term in run.rewards.items() if term.weight}
+
+
+def objective_options(run: Run) -> dict[str, Any]:
+    """Options of the loss, with what follows from the noise levels of training."""
+    if run.train.noise_levels != "uniform":
+        return run.objective.options
+    return {"draw": "uniform", **run.objective.options}
+
+
 def noise_levels(run: Run, model: VideoModel) -> tuple[float, ...]:
     """Noise levels of training, those of sampling unless the run says otherwise."""
-    if run.train.noise_levels == "warped":
-        return model.sigmas
-    return tuple(step / 1000 for step in model.denoising_steps)
+    if run.train.noise_levels == "unwarped":
+        return tuple(step / 1000 for step in model.denoising_steps)
+    return model.sigmas
 
 
 def check_frames(model: VideoModel, latent_frames: int, setting: str) -> None:

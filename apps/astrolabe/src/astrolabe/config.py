@@ -56,6 +56,9 @@ class Lora:
     """Rank of the two factors, at least 1."""
     alpha: int = 256
     """The adapter is scaled by ``alpha / rank``."""
+    start: str = ""
+    """An adapter of this rank and alpha to go on from, by path or hub id: a folder of
+    peft or a file such as LongLive's ``lora.pt``; empty: start from none."""
 
     def __post_init__(self) -> None:
         _at_least("rank", self.rank, 1)
@@ -76,11 +79,20 @@ class Rollout:
     """Latent frames of a window, a whole number of chunks."""
     windows: int = 1
     """Windows of a video; more than 1 trains on long video, window by window."""
+    batch_size: int = 0
+    """Videos sampled and scored together; 0: all of a step. No result depends on it."""
 
     def __post_init__(self) -> None:
         _at_least("num_prompts", self.num_prompts, 1)
         _at_least("num_frames", self.num_frames, 1)
         _at_least("windows", self.windows, 1)
+        _at_least("batch_size", self.batch_size, 0)
+        videos = self.num_prompts * self.group_size
+        if self.batch_size and videos % self.batch_size:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, which does not divide the {videos} videos of a "
+                "step. Choose a divisor."
+            )
         if self.group_size < 2:
             raise ValueError(
                 f"group_size is {self.group_size}: the advantage of a lone sample is always 0. "
@@ -96,6 +108,9 @@ class Advantage:
     """``total``: the weighted sum (section 3.3); a reward's name: that one alone (algorithm 1)."""
     std: Literal["global", "group", "none"] = "global"
     """Divide by the standard deviation of the batch, of the group, or not at all."""
+    mode: Literal["reward", "leave_one_out", "rank", "per_reward"] = "reward"
+    """Compare rewards with the group's mean, with the mean of the others, by rank, or each reward
+    by itself before they are summed (as GDPO does)."""
 
 
 @dataclass(frozen=True)
@@ -124,16 +139,26 @@ class Snapshots:
     """Steps before the growth begins."""
     old_cap: float = 1.0
     """Largest share."""
+    old_every: int = 1
+    """Steps between two times that "old" follows; with ``old_decay`` 0 it is then copied."""
     reference_max_kl: float = 0.15
     """The reference is renewed when the KL term exceeds this; 0: never for distance."""
     reference_max_epochs: int = 15
     """The reference is renewed after so many steps; 0: never for age."""
+    reference_adaptive: bool = False
+    """Whether the largest KL term falls after each renewal for age, and rises after hasty ones."""
 
     def __post_init__(self) -> None:
         _share("old_decay", self.old_decay)
         _share("old_cap", self.old_cap)
         for name in ("old_slope", "old_delay", "reference_max_kl", "reference_max_epochs"):
             _at_least(name, getattr(self, name), 0)
+        _at_least("old_every", self.old_every, 1)
+        if self.reference_adaptive and not (self.reference_max_kl and self.reference_max_epochs):
+            raise ValueError(
+                "reference_adaptive needs both limits. Set snapshots.reference_max_kl and "
+                "snapshots.reference_max_epochs above 0."
+            )
 
 
 @dataclass(frozen=True)
@@ -148,6 +173,8 @@ class Train:
     """Optimiser steps on each batch."""
     micro_batch: int = 8
     """Windows that go through the network together; changes memory and speed, not results."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third more time."""
     lr: float = 1e-5
     """Learning rate of AdamW."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -158,8 +185,9 @@ class Train:
     """AdamW's decoupled weight decay."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
-    noise_levels: Literal["warped", "unwarped"] = "warped"
-    """Train at the levels of sampling, or at ``denoising_steps / 1000`` as the public code does."""
+    noise_levels: Literal["warped", "unwarped", "uniform"] = "warped"
+    """Train at the levels of sampling, at ``denoising_steps / 1000`` as the public code does, or
+    uniformly between the least and the largest level of sampling."""
     context: Literal["clean", "noisy"] = "clean"
     """What a chunk sees of earlier ones: clean (the paper), or noisy (the public code)."""
     mask: Literal["chunk", "frame"] = "chunk"

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from astrolabe.compose import build_model
 from astrolabe.errors import ConfigError
@@ -52,7 +53,7 @@ def convert(source: Path, target: Path, *, dtype: str, overwrite: bool) -> int:
     network = meta_network(known or infer_config(state))
     load_into(network, state)
     if chosen is not None:
-        network.to(chosen)  # type: ignore[call-arg]  # diffusers wraps it without its types
+        nn.Module.to(network, chosen)  # all of it, as public files are; diffusers would complain
     export_transformer(network, target, overwrite=overwrite)
     return sum(parameter.numel() for parameter in network.parameters())
 

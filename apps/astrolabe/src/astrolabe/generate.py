@@ -121,7 +121,7 @@ def _chunks(
             embeds, before = model.text(prompts).to(device), prompts
         assert embeds is not None
         if scene == 0 and begin is not None:
-            yield stream.begin(begin.to(embeds).expand(len(batch), -1, -1, -1, -1), embeds)
+            yield stream.begin(begin.to(device).expand(len(batch), -1, -1, -1, -1), embeds)
         for number in range(parts[0].chunks):
             yield stream.next(embeds, cut=parts[0].cut and number == 0 and scene > 0)
 

@@ -121,12 +121,11 @@ def _train(folder: RunFolder, run: Run, parts: Parts, first: int, view: View) ->
 
 
 def _keep_samples(folder: RunFolder, run: Run, step: Step) -> None:
-    """Write some of the step's videos, each of another prompt."""
+    """Write the step's videos that are to be shown."""
     every = run.logging.samples_every
     if not every or (step.number % every and step.number != 1):
         return
-    videos = step.batch[:: run.rollout.group_size][: run.logging.samples]  # [n, T]
-    for index, video in enumerate(videos.unbind(0)):
+    for index, video in enumerate(step.shown.unbind(0)):  # each [T]
         path = folder.samples / f"step-{step.number:06d}" / f"{index}.mp4"
         pixels = torch.cat([window["video", "pixels"] for window in video.unbind(0)])
         write_mp4(path, pixels.cpu().numpy(), float(video[0]["video", "fps"]), min_side=192)

@@ -21,6 +21,7 @@ from astrolabe_rollout.collector import make_collector
 from astrolabe_rollout.prompts import noise_seed
 
 SELECTED = ("kl", "selected")
+PIXELS = ("video", "pixels")
 
 #: Names and values of what is logged for a step.
 Metrics = dict[str, float]
@@ -45,7 +46,9 @@ class Step:
     """Steps that are finished, from 1."""
     metrics: Metrics
     batch: TensorDictBase
-    """What was sampled, ``[N, T]`` windows with pixels and scores."""
+    """What was sampled, ``[N, T]`` windows with scores, without pixels."""
+    shown: TensorDictBase
+    """Some of these videos, each of another prompt, with pixels."""
 
 
 def train(run: Run, parts: Parts, clock: Clock, first: int = 0) -> Iterator[Step]:
@@ -60,20 +63,23 @@ def train(run: Run, parts: Parts, clock: Clock, first: int = 0) -> Iterator[Step
         clock: Measures the phases and tells whoever watches.
         first: Steps that are finished already.
     """
-    batches = iter(make_collector(parts.env, parts.behaviour, run.train.steps - first))
+    batches = iter(
+        make_collector(
+            parts.env, parts.behaviour, (run.train.steps - first) * parts.env.sampler.parts
+        )
+    )
     for step in range(first, run.train.steps):
         reseed(parts, run.train.seed, step)
-        with clock("sample"):
-            batch = next(batches)  # [N, T] windows, sampled by "old"
+        # [N, T] windows, sampled by "old" and scored: + ("score", *)
+        batch, shown = collect(batches, parts, run, clock)
         with clock("score"):
-            parts.reward(batch)  # + ("score", *), ("next", "reward")
+            parts.reward.combine(batch)  # + ("next", "reward")
             parts.advantage(batch)  # + "advantage"
             parts.disagreement(batch)  # + ("kl", "selected")
         if step == first:
             check_batch(run, parts, batch)
         with clock("update"):
             parts.buffer.empty()
-            # Pixels stay behind: the buffer gets what the loss reads.
             parts.buffer.extend(batch.select(*parts.loss.in_keys).contiguous().reshape(-1))
             updates = []
             for number, minibatch in enumerate(parts.buffer):
@@ -82,7 +88,31 @@ def train(run: Run, parts: Parts, clock: Clock, first: int = 0) -> Iterator[Step
                     check_first_update(updates[0])
             losses = mean(updates)
             followed = parts.snapshots.advance(step, losses.get("kl", 0.0))
-        yield Step(step + 1, summarise(run, batch, losses) | followed | clock.take(), batch)
+        yield Step(step + 1, summarise(run, batch, losses) | followed | clock.take(), batch, shown)
+
+
+def collect(
+    batches: Iterator[TensorDictBase], parts: Parts, run: Run, clock: Clock
+) -> tuple[TensorDictBase, TensorDictBase]:
+    """Sample and score the videos of a step, as many at a time as the machine is said to hold.
+
+    Returns:
+        All of them without pixels, ``[N, T]``, and some to look at, the first of their groups.
+    """
+    scored: list[TensorDictBase] = []
+    shown: list[TensorDictBase] = []
+    size, group = parts.env.sampler.batch_size, run.rollout.group_size
+    for part in range(parts.env.sampler.parts):
+        with clock("sample"):
+            batch = next(batches)
+        with clock("score"):
+            parts.reward.score(batch)
+        shown.extend(
+            batch[row : row + 1].clone() for row in range(-part * size % group, size, group)
+        )
+        del shown[run.logging.samples :]
+        scored.append(batch.exclude(PIXELS))  # 97 MB for each clip of a real model
+    return torch.cat(scored), torch.cat(shown)
 
 
 def update(minibatch: TensorDictBase, parts: Parts, run: Run, clock: Clock) -> Metrics:
@@ -92,15 +122,17 @@ def update(minibatch: TensorDictBase, parts: Parts, run: Run, clock: Clock) -> M
     split, and each loss weighs by its own share of the samples.
     """
     noised = parts.loss.noise(minibatch)
-    metrics: dict[str, Tensor] = {}
+    metrics: dict[str, Tensor | float] = {}
+    device = next(iter(parts.parameters.values())).device
     for done, micro in enumerate(noised.split(run.train.micro_batch), start=1):
         losses = {
-            name: value * share(name, micro, noised) for name, value in parts.loss(micro).items()
+            name: value * share(name, micro, noised)
+            for name, value in parts.loss(micro.to(device)).items()
         }
         total = sum(value for name, value in losses.items() if name.startswith("loss_"))
         total.backward()
         for name, value in losses.items():
-            metrics[name] = metrics.get(name, torch.zeros(())) + value.detach()
+            metrics[name] = metrics.get(name, 0.0) + value.detach()
         clock.progress(done * run.train.micro_batch / len(noised))
     check_gradients(parts)
     norm = clip_grad_norm_(parts.parameters.values(), run.train.max_grad_norm)

@@ -1,5 +1,6 @@
 """How much better a video is than the others of its prompt."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Self, get_args
 
@@ -12,16 +13,18 @@ from torch.distributed import ProcessGroup
 
 from astrolabe_objectives.batch import countable, group_ids, read
 from astrolabe_objectives.gather import gather_rows
-from astrolabe_objectives.keys import ADVANTAGE, GROUP, INDEX, REWARD, VALID
+from astrolabe_objectives.keys import ADVANTAGE, GROUP, INDEX, REWARD, SCORE, VALID
+from astrolabe_objectives.ranks import average_ranks
 
 Std = Literal["global", "group", "none"]
+Mode = Literal["reward", "leave_one_out", "rank", "per_reward"]
 
 
 class GroupAdvantage(TensorDictModuleBase):
     """Reward relative to the other videos of the same prompt.
 
-    Reads ``("prompt","group")``, ``("next","reward")`` and, where present, ``("next","valid")`` and
-    ``("window","index")``; writes ``"advantage"``.
+    Reads ``("prompt","group")``, ``("next","reward")`` (``mode="per_reward"``: ``("score", *)``)
+    and, where present, ``("next","valid")`` and ``("window","index")``; writes ``"advantage"``.
 
     ``A_i = (R_i - mean of its group) / (std + ε)`` (Astrolabe, section 3.3 and table S1). Samples
     that are not valid, or whose reward is not finite, are left out of mean and std and get 0; so do
@@ -30,18 +33,28 @@ class GroupAdvantage(TensorDictModuleBase):
     Args:
         std: ``"global"``: population standard deviation of all rewards of the batch (table S1);
             ``"group"``: of the rewards of the group; ``"none"``: do not divide.
+        mode: What is compared, and with what. ``"reward"`` as above. ``"leave_one_out"``: the mean
+            is that of the *other* samples of the group (RLOO, 2402.14740), which makes the
+            advantage larger by n / (n - 1). ``"rank"``: the rank inside the group takes the place
+            of the reward, from -1 for the worst to 1 for the best, so that no outlier dominates.
+            ``"per_reward"``: each score of ``rewards`` gets an advantage of its own; their weighted
+            sum is divided by its standard deviation over the batch (GDPO, 2601.05242), so that no
+            reward drowns another one by its unit.
+        rewards: Weight of each score by name, for ``mode="per_reward"`` only.
         eps: ``ε`` in units of the reward; the public code's 1e-4.
         process_group: Ranks among which a batch, and maybe a group, is spread. None: this one.
         reward_key: What is compared. ``("score", "hpsv3")`` gives the advantage of one reward
             (Astrolabe, algorithm 1, line 8) instead of the composite.
+        score_key: Where the scores are, an entry per reward.
         group_key: Samples compete if these are equal, and so are those of ``index_key``.
         index_key: Windows of a video, see ``group_key``.
         valid_key: Optional marks of the samples that count.
         advantage_key: Where the result goes.
 
     Raises:
-        ValueError: From the constructor for an unknown ``std`` or a negative ``eps``; from
-            ``forward`` if a sample has no competitor.
+        ValueError: From the constructor for an unknown ``std`` or ``mode``, a negative ``eps``,
+            ``rewards`` without ``mode="per_reward"`` or the other way round, or that mode with
+            ``std="none"``; from ``forward`` if a sample has no competitor.
 
     Example:
         >>> from tensordict import TensorDict
@@ -56,9 +69,12 @@ class GroupAdvantage(TensorDictModuleBase):
         self,
         *,
         std: Std = "global",
+        mode: Mode = "reward",
+        rewards: Mapping[str, float] | None = None,
         eps: float = 1e-4,
         process_group: ProcessGroup | None = None,
         reward_key: NestedKey = REWARD,
+        score_key: NestedKey = SCORE,
         group_key: NestedKey = GROUP,
         index_key: NestedKey = INDEX,
         valid_key: NestedKey = VALID,
@@ -67,9 +83,23 @@ class GroupAdvantage(TensorDictModuleBase):
         super().__init__()
         if std not in get_args(Std):
             raise ValueError(f"GroupAdvantage got std={std!r}. Choose from {get_args(Std)}.")
+        if mode not in get_args(Mode):
+            raise ValueError(f"GroupAdvantage got mode={mode!r}. Choose from {get_args(Mode)}.")
         if eps < 0:
             raise ValueError(f"GroupAdvantage got eps={eps!r}. Give 0 or more.")
+        if bool(rewards) != (mode == "per_reward"):
+            raise ValueError(
+                f"GroupAdvantage got mode={mode!r} and rewards={rewards!r}. Give the weights of "
+                "the scores with mode='per_reward', and only with it."
+            )
+        if mode == "per_reward" and std == "none":
+            raise ValueError(
+                "GroupAdvantage got mode='per_reward' and std='none', so that no reward would be "
+                "normalised. Choose std='group' or std='global'."
+            )
         self.std: Std = std
+        self.mode: Mode = mode
+        self.rewards = dict(rewards or {})
         self.eps = eps
         self.process_group = process_group
         self.reward_key = reward_key
@@ -77,23 +107,40 @@ class GroupAdvantage(TensorDictModuleBase):
         self.index_key = index_key
         self.valid_key = valid_key
         self.advantage_key = advantage_key
-        self.in_keys = [group_key, reward_key]
+        prefix = score_key if isinstance(score_key, tuple) else (score_key,)
+        self.compared: list[NestedKey] = [(*prefix, name) for name in self.rewards] or [reward_key]
+        self.in_keys = [group_key, *self.compared]
         self.out_keys = [advantage_key]
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the advantage, float32 ``[*B, 1]``, into ``tensordict`` and return it."""
-        reward = read(tensordict, self.reward_key, "GroupAdvantage")
+        columns = [read(tensordict, key, "GroupAdvantage") for key in self.compared]
+        values = torch.stack([column.reshape(-1) for column in columns], dim=1)  # [n, rewards]
         ids = group_ids(tensordict, self.group_key, self.index_key, "GroupAdvantage")
-        valid = countable(tensordict, self.valid_key, reward.reshape(-1, 1))
-        everyone, own = gather_rows(self.process_group, reward.reshape(-1), ids, valid)
-        advantage = group_advantage(*everyone, std=self.std, eps=self.eps)[own]
-        tensordict.set(self.advantage_key, advantage.to(torch.float32).reshape(reward.shape))
-        return tensordict
+        valid = countable(tensordict, self.valid_key, values)
+        (values, ids, valid), own = gather_rows(self.process_group, values, ids, valid)
+        if self.mode == "per_reward":
+            weights = torch.tensor(list(self.rewards.values()), dtype=torch.float64)
+            advantage = per_reward_advantage(
+                values, weights.to(values.device), ids, valid, std=self.std, eps=self.eps
+            )
+        else:
+            advantage = group_advantage(
+                values.squeeze(1), ids, valid, std=self.std, mode=self.mode, eps=self.eps
+            )
+        advantage = advantage[own].to(torch.float32).reshape(columns[0].shape)
+        return tensordict.set(self.advantage_key, advantage)
 
 
 def group_advantage(
-    reward: Tensor, ids: Tensor, valid: Tensor, *, std: Std = "global", eps: float = 1e-4
+    reward: Tensor,
+    ids: Tensor,
+    valid: Tensor,
+    *,
+    std: Std = "global",
+    mode: Mode = "reward",
+    eps: float = 1e-4,
 ) -> Tensor:
     """Reward minus the mean of its group, over a standard deviation plus ``eps``.
 
@@ -102,6 +149,7 @@ def group_advantage(
         ids: ``[n]`` or ``[n, K]``, equal for samples that compete.
         valid: bool ``[n]``.
         std: See `GroupAdvantage`.
+        mode: See `GroupAdvantage`; any but ``"per_reward"``.
         eps: See `GroupAdvantage`.
 
     Returns:
@@ -118,12 +166,44 @@ def group_advantage(
             f"group {name} has a single sample, whose advantage is always 0. "
             "Set the group size to 2 or more, and keep the samples of a group in one batch."
         )
+    if mode == "rank":
+        groups = _Groups.of(_ranks(reward, ids, valid, groups), ids, valid)
     centred = groups.centred
+    if mode == "leave_one_out":
+        count = groups.count[groups.inverse]
+        centred = centred * count / (count - 1).clamp(min=1)
     if std == "none":
         return centred
     if std == "global":
-        return centred / (_population_std(groups.clean[valid]) + eps)
-    return centred / (groups.std[groups.inverse] + eps)
+        return _divide(centred, _population_std(groups.clean[valid]) + eps)
+    return _divide(centred, groups.std[groups.inverse] + eps)
+
+
+def per_reward_advantage(
+    rewards: Tensor,
+    weights: Tensor,
+    ids: Tensor,
+    valid: Tensor,
+    *,
+    std: Std = "group",
+    eps: float = 1e-4,
+) -> Tensor:
+    """Weighted sum of each reward's advantage, over the sum's own standard deviation (GDPO).
+
+    Args:
+        rewards: ``[n, K]``.
+        weights: ``[K]``.
+        ids: As in `group_advantage`.
+        valid: bool ``[n]``.
+        std: By what each reward is divided, ``"group"`` or ``"global"``.
+        eps: Added to every standard deviation.
+
+    Returns:
+        Advantages ``[n]`` in float64, 0 where not valid.
+    """
+    each = [group_advantage(column, ids, valid, std=std, eps=eps) for column in rewards.unbind(1)]
+    total = torch.stack(each, dim=1) @ weights.double()
+    return _divide(total, _population_std(total[valid]) + eps)
 
 
 def group_statistics(
@@ -158,6 +238,7 @@ class _Groups:
 
     inverse: Tensor  # int64 [n], group of each sample
     samples: Tensor  # int64 [g], members, valid or not
+    count: Tensor  # [g], valid members, at least 1
     clean: Tensor  # [n], reward with 0 where not valid
     centred: Tensor  # [n], reward minus the mean of its group, 0 where not valid
     std: Tensor  # [g], of the population; 0 for fewer than two valid samples
@@ -177,8 +258,21 @@ class _Groups:
         counts = valid & (highest > lowest)[inverse]
         centred = torch.where(counts, clean - mean[inverse], 0.0)
         std = (zeros.index_add(0, inverse, centred.square()) / count).sqrt()
-        return cls(inverse, samples, clean, centred, std)
+        return cls(inverse, samples, count, clean, centred, std)
+
+
+def _divide(centred: Tensor, std: Tensor) -> Tensor:
+    """Divide, but leave 0 where it is: a group of equal rewards has a ``std`` of 0."""
+    return torch.where(centred == 0, centred, centred / std)
 
 
 def _population_std(values: Tensor) -> Tensor:
     return values.std(correction=0) if values.numel() else values.new_zeros(())
+
+
+def _ranks(reward: Tensor, ids: Tensor, valid: Tensor, groups: _Groups) -> Tensor:
+    """Rank inside the group, from -1 for the worst valid sample to 1 for the best, ``[n]``."""
+    ranks = torch.zeros_like(groups.clean)
+    ranks[valid] = average_ranks(reward[valid, None], ids[valid]).squeeze(1)
+    count = groups.count[groups.inverse]
+    return (2 * ranks - count - 1) / (count - 1).clamp(min=1)

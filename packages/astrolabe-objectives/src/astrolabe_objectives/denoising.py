@@ -20,6 +20,7 @@ from astrolabe_objectives.keys import DENOISED, LATENTS, NOISY, SIGMA
 from astrolabe_objectives.snapshots import OLD, REFERENCE, Snapshots
 
 Levels = Literal["one", "all"]
+Draw = Literal["list", "uniform"]
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,16 @@ class DenoisingLoss(LossModule):
         network: Any TensorDict module that predicts clean latents from noisy ones.
         snapshots: Copies of the network's trained parameters, one of them named ``"old"``.
         sigmas: Noise levels in (0, 1]. Give those at which the model samples.
-        levels: ``"one"`` draws one of them per clip; ``"all"`` takes every clip at every level, at
-            as many times the memory.
+        levels: ``"one"`` draws one level per clip; ``"all"`` takes every clip at as many levels as
+            are given, at as many times the work.
+        draw: ``"list"`` takes the levels that are given; ``"uniform"`` draws from all between the
+            lowest and the highest of them, for ``levels="all"`` one from each of as many equal
+            parts of that range.
         seed: Start of the stream of levels and noise, see `seed`.
 
     Raises:
-        ValueError: If a level is outside (0, 1], there is none, ``levels`` is unknown, or
-            ``snapshots`` has no copy ``"old"``.
+        ValueError: If a level is outside (0, 1], there is none, or only one to draw between, if
+            ``levels`` or ``draw`` is unknown, or ``snapshots`` has no copy ``"old"``.
     """
 
     @dataclass
@@ -88,6 +92,7 @@ class DenoisingLoss(LossModule):
         sigmas: Sequence[float],
         *,
         levels: Levels = "one",
+        draw: Draw = "list",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -98,6 +103,13 @@ class DenoisingLoss(LossModule):
             )
         if levels not in get_args(Levels):
             raise ValueError(f"levels is {levels!r}. Choose from {get_args(Levels)}.")
+        if draw not in get_args(Draw):
+            raise ValueError(f"draw is {draw!r}. Choose from {get_args(Draw)}.")
+        if draw == "uniform" and min(sigmas) == max(sigmas):
+            raise ValueError(
+                f"draw is 'uniform', but sigmas are {tuple(sigmas)!r}, with nothing between the "
+                "lowest and the highest. Give two different levels, or draw='list'."
+            )
         if OLD not in snapshots.names:
             raise ValueError(
                 f"the snapshots are {snapshots.names}, without the behaviour policy. "
@@ -107,6 +119,7 @@ class DenoisingLoss(LossModule):
         self.snapshots = snapshots
         self.sigmas = tuple(sigmas)
         self.levels: Levels = levels
+        self.draw: Draw = draw
         self._generator = torch.Generator()
         self.seed(seed)
         self._set_in_keys()
@@ -142,30 +155,53 @@ class DenoisingLoss(LossModule):
             ValueError: If the latents are not ``[*B, f, C, h, w]``.
         """
         batch = tensordict.reshape(-1)  # [M]
-        if {self.tensor_keys.noisy, self.tensor_keys.sigma} <= set(batch.keys(True, True)):
-            return batch
+        return batch if self._is_noised(batch) else self._noise(batch)
+
+    def _is_noised(self, batch: TensorDictBase) -> bool:
+        return set(self._drawn_keys()) <= set(batch.keys(True, True))
+
+    def _drawn_keys(self) -> list[NestedKey]:
+        """What `noise` writes, by which a batch that went through it is known."""
+        return [self.tensor_keys.noisy, self.tensor_keys.sigma]
+
+    def _noise(self, batch: TensorDictBase) -> TensorDictBase:
+        """Noise ``[M, *S]``; what lies along S shares the level and the noise of its M.
+
+        A subclass adds here what else must be known of a batch before it is split.
+        """
         shape = tuple(read(batch, self.tensor_keys.latents, type(self).__name__).shape)
-        if len(shape) != 5:
+        if len(shape) != batch.ndim + 4:
             raise ValueError(
                 f"{self.tensor_keys.latents!r} is {shape} with the batch flattened, not "
                 "[M, f, C, h, w]. Give the TensorDict all of its batch dimensions."
             )
-        clips, frames = shape[:2]
-        grid = torch.tensor(self.sigmas)
+        clips, frames = len(batch), shape[batch.ndim]
+        level = self._draw_levels(clips)
         if self.levels == "all":
-            batch = batch[torch.arange(clips).repeat(len(grid))].clone(recurse=False)
-            level = grid.repeat_interleave(clips)  # [M]
-        else:
-            batch = batch.clone(recurse=False)
-            level = grid[torch.randint(len(grid), (clips,), generator=self._generator)]  # [M]
+            batch = batch[torch.arange(clips).repeat(len(self.sigmas))]
+        batch = batch.clone(recurse=False)
         latents = batch[self.tensor_keys.latents]
+        size = (len(batch), *[1] * (batch.ndim - 1), *shape[batch.ndim :])
         # Drawn on the CPU: a seed gives the same noise on every device.
-        noise = torch.randn(latents.shape, generator=self._generator).to(latents)
+        noise = torch.randn(size, generator=self._generator).to(latents)
         level = level.to(latents.device)
-        sigma = level.view(-1, 1, 1, 1, 1).to(latents.dtype)
+        sigma = level.view(-1, *[1] * (latents.ndim - 1)).to(latents.dtype)
         batch.set(self.tensor_keys.noisy, (1 - sigma) * latents + sigma * noise)
-        batch.set(self.tensor_keys.sigma, level[:, None].repeat(1, frames))  # [M, f]
+        every = level.view(-1, *[1] * batch.ndim).expand(*batch.batch_size, frames)
+        batch.set(self.tensor_keys.sigma, every.contiguous())  # [M, *S, f]
         return batch
+
+    def _draw_levels(self, clips: int) -> Tensor:
+        """One level for each clip, ``[M]``, or each of ``levels="all"`` for all, ``[K M]``."""
+        grid = torch.tensor(self.sigmas)
+        if self.draw == "uniform":
+            parts = len(grid) if self.levels == "all" else 1
+            part = torch.arange(parts).repeat_interleave(clips)
+            share = (part + torch.rand(len(part), generator=self._generator)) / parts
+            return torch.lerp(grid.min(), grid.max(), share)
+        if self.levels == "all":
+            return grid.repeat_interleave(clips)
+        return grid[torch.randint(len(grid), (clips,), generator=self._generator)]
 
     def predict(self, noised: TensorDictBase, *, reference: bool) -> Predictions:
         """Predict clean latents with ``old``, ``reference`` if asked, and last the policy.

@@ -19,6 +19,7 @@ from torch.distributed import ProcessGroup
 from astrolabe_objectives.batch import countable, group_ids, read
 from astrolabe_objectives.gather import gather_rows
 from astrolabe_objectives.keys import GROUP, INDEX, SCORE, SELECTED, VALID
+from astrolabe_objectives.ranks import average_ranks
 
 Mode = Literal["selective", "uniform", "none"]
 RankScope = Literal["batch", "group"]
@@ -188,19 +189,3 @@ def rank_gap(scores: Tensor, ids: Tensor) -> Tensor:
     """
     ranks = average_ranks(scores, ids)
     return ranks[:, 0] - ranks[:, 1:].mean(dim=1)
-
-
-def average_ranks(scores: Tensor, ids: Tensor) -> Tensor:
-    """Rank of every sample by every reward among the samples of equal ids, 1 = lowest score.
-
-    Equal scores share the mean of the ranks they cover.
-
-    Example:
-        >>> average_ranks(torch.tensor([[0.2], [0.7], [0.7]]), torch.zeros(3)).squeeze(-1)
-        tensor([1.0000, 2.5000, 2.5000], dtype=torch.float64)
-    """
-    ids = ids[:, None] if ids.ndim == 1 else ids
-    rivals = (ids[:, None] == ids[None]).all(dim=-1, keepdim=True)  # [n, n, 1]
-    lower = (scores[None] < scores[:, None]) & rivals  # [n, n, rewards]
-    equal = (scores[None] == scores[:, None]) & rivals
-    return lower.sum(dim=1).double() + (equal.sum(dim=1).double() + 1.0) / 2.0

@@ -1,7 +1,9 @@
 """The TensorDict entries this package reads and writes.
 
-Each value is ``dtype [shape] meaning and unit``; ``*B`` is any batch shape, ``f`` latent frames.
-Two packages that name the same entry give it the same text (tests/contract/test_keys.py).
+Each value is ``dtype [shape] meaning and unit``; ``*B`` is any batch shape, ``f`` latent frames,
+``K`` denoising steps. Two packages that name the same entry give it the same text
+(tests/contract/test_keys.py). Entries under ``"drawn"`` pass from a loss's ``noise()`` to its
+``forward()`` and are nobody else's.
 """
 
 GROUP = ("prompt", "group")
@@ -15,6 +17,11 @@ SELECTED = ("kl", "selected")
 NOISY = ("noisy", "latents")
 SIGMA = ("noisy", "sigma")
 DENOISED = ("denoised", "latents")
+STEPS = ("steps", "latents")
+PAIR = ("drawn", "pair")
+WEIGHT = ("drawn", "weight")
+NEXT = ("drawn", "next")
+NEXT_SIGMA = ("drawn", "next_sigma")
 
 READS = {
     GROUP: "int64 [*B] equal for samples that compete for one prompt",
@@ -26,6 +33,7 @@ READS = {
     ADVANTAGE: "float32 [*B, 1] reward minus group mean, over a standard deviation",
     SELECTED: "bool [*B, 1] true where rewards disagree and the policy is held back",
     DENOISED: "float32 [*B, f, C, h, w] predicted x0",
+    STEPS: "float32 [*B, K, f, C, h, w] what the sampler denoised at each of its noise levels",
 }
 WRITES = {
     ADVANTAGE: "float32 [*B, 1] reward minus group mean, over a standard deviation",
@@ -38,4 +46,11 @@ WRITES = {
     "old_deviation": "float32 [] mean squared distance to the behaviour policy",
     "policy_positive": "float32 [] mean squared error of the implicit positive policy",
     "policy_negative": "float32 [] mean squared error of the implicit negative policy",
+    "policy_error": "float32 [] mean squared error of the policy on the clips",
+    "best_error": "float32 [] mean squared error of the policy on the best clip of each group",
+    "worst_error": "float32 [] mean squared error of the policy on the worst clip of each group",
+    "preference_accuracy": "float32 [] share of pairs whose better clip gained more",
+    "ratio": "float32 [] likelihood of a sampler's step by the policy over that by old",
+    "clipped_fraction": "float32 [] share of steps beyond the clip, which teach nothing",
+    "step_residual": "float32 [] mean square of the steps' noise as old infers it, 1 if it fits",
 }

@@ -5,25 +5,18 @@ from the "old" snapshot; 3) no value network, the group mean is the baseline.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar
 
-import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
-from tensordict.utils import NestedKey
 from torch import Tensor
 
-from astrolabe_objectives.batch import read
-from astrolabe_objectives.denoising import DenoisingLoss, Levels, Predictions
-from astrolabe_objectives.keys import ADVANTAGE, SELECTED
-from astrolabe_objectives.kl import selective_kl
-from astrolabe_objectives.snapshots import REFERENCE, Snapshots
-
-Prediction = Literal["velocity", "x0"]
+from astrolabe_objectives.anchored import AnchoredLoss, Prediction, mean_square
+from astrolabe_objectives.denoising import Draw, Levels
+from astrolabe_objectives.snapshots import Snapshots
 
 
-class NFTLoss(DenoisingLoss):
+class NFTLoss(AnchoredLoss):
     """Forward-process negative-aware fine-tuning (Astrolabe eq. 1, 2; DiffusionNFT, 2509.16117).
 
     Reads ``("video","latents")``, ``"advantage"``, ``("kl","selected")`` and what the network reads
@@ -54,6 +47,7 @@ class NFTLoss(DenoisingLoss):
             DiffusionNFT does. With few coarse steps this explodes (Astrolabe, fig. 8b): for
             ablations only.
         levels: ``"one"`` or ``"all"`` noise levels per clip, see `DenoisingLoss`.
+        draw: ``"list"`` or ``"uniform"`` noise levels, see `DenoisingLoss`.
         seed: Start of the stream of levels and noise.
 
     Raises:
@@ -61,19 +55,6 @@ class NFTLoss(DenoisingLoss):
             snapshot ``"reference"``.
     """
 
-    @dataclass
-    class _AcceptedKeys(DenoisingLoss._AcceptedKeys):
-        """Keys that `set_keys` can rename, besides those of `DenoisingLoss`.
-
-        Attributes:
-            advantage: How much better than its group a clip is.
-            selected: Where the policy is held to the reference.
-        """
-
-        advantage: NestedKey = ADVANTAGE
-        selected: NestedKey = SELECTED
-
-    default_keys: ClassVar[type] = _AcceptedKeys
     out_keys: ClassVar[list[str]] = [
         "loss_policy",
         "loss_kl",
@@ -95,94 +76,50 @@ class NFTLoss(DenoisingLoss):
         prediction: Prediction = "velocity",
         adaptive: bool = False,
         levels: Levels = "one",
+        draw: Draw = "list",
         seed: int = 0,
     ) -> None:
-        super().__init__(network, snapshots, sigmas, levels=levels, seed=seed)
-        for name, value in (("beta", beta), ("advantage_clip", advantage_clip)):
-            if not value > 0:
-                raise ValueError(f"NFTLoss got {name}={value!r}. Give more than 0.")
-        if not kl_coeff >= 0:
-            raise ValueError(f"NFTLoss got kl_coeff={kl_coeff!r}. Give 0 or more.")
-        if prediction not in get_args(Prediction):
-            raise ValueError(
-                f"NFTLoss got prediction={prediction!r}. Choose from {get_args(Prediction)}."
-            )
+        super().__init__(
+            network,
+            snapshots,
+            sigmas,
+            kl_coeff=kl_coeff,
+            prediction=prediction,
+            levels=levels,
+            draw=draw,
+            seed=seed,
+        )
+        self._check_above_zero(beta=beta, advantage_clip=advantage_clip)
         self.beta = beta
-        self.kl_coeff = kl_coeff
         self.advantage_clip = advantage_clip
-        self.prediction: Prediction = prediction
         self.adaptive = adaptive
 
     @dispatch  # type: ignore[untyped-decorator]  # tensordict ships no types
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Return losses and metrics, float32 ``[]`` each, for clips of any batch shape."""
         noised = self.noise(tensordict)
-        weight = positive_weight(
-            read(noised, self.tensor_keys.advantage, "NFTLoss").reshape(-1), self.advantage_clip
-        )  # [M]
-        selected = read(noised, self.tensor_keys.selected, "NFTLoss").reshape(-1)  # [M]
-        predictions = self.predict(noised, reference=self._needs_reference(selected))
-        policy, old, reference, clean, unit = self._in_space(
-            predictions, noised[self.tensor_keys.latents].float()
-        )
+        weight = positive_weight(self._advantage(noised), self.advantage_clip)  # [M]
+        seen = self.compare(noised)
         positive, negative = implicit_errors(
-            policy, old, clean, self.beta, unit if self.adaptive else None
+            seen.policy, seen.old, seen.clean, self.beta, seen.unit if self.adaptive else None
         )
-        kl = (
-            policy.new_zeros(()) if reference is None else selective_kl(policy, reference, selected)
+        return self.outcome(
+            seen,
+            (weight * positive + (1 - weight) * negative).mean(),
+            policy_positive=positive.mean(),
+            policy_negative=negative.mean(),
         )
-        return TensorDict(
-            {
-                "loss_policy": (weight * positive + (1 - weight) * negative).mean(),
-                "loss_kl": self.kl_coeff * kl,
-                "kl": kl.detach(),
-                "old_deviation": (policy.detach() - old).square().mean(),
-                "policy_positive": positive.detach().mean(),
-                "policy_negative": negative.detach().mean(),
-            }
-        )
-
-    def _own_keys(self) -> list[NestedKey]:
-        return [*super()._own_keys(), self.tensor_keys.advantage, self.tensor_keys.selected]
-
-    def _needs_reference(self, selected: Tensor) -> bool:
-        if not selected.any():
-            # Ranks that share parameters must all run the same passes, needed or not.
-            return self.snapshots.sharded and REFERENCE in self.snapshots.names
-        if REFERENCE not in self.snapshots.names:
-            raise ValueError(
-                f"samples are selected for the KL term, but the snapshots are "
-                f"{self.snapshots.names}. Add {REFERENCE!r}, or RankDisagreement(mode='none')."
-            )
-        return True
-
-    def _in_space(
-        self, predictions: Predictions, latents: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
-        """Policy, old, reference and target in the space of the loss, and its unit in x0 units."""
-        p = predictions
-        if self.prediction == "x0":
-            return p.policy, p.old, p.reference, latents, torch.ones_like(p.sigma)
-        policy, old, target = (
-            to_velocity(p.noisy, x0, p.sigma) for x0 in (p.policy, p.old, latents)
-        )
-        reference = None if p.reference is None else to_velocity(p.noisy, p.reference, p.sigma)
-        return policy, old, reference, target, p.sigma
 
 
 def positive_weight(advantage: Tensor, advantage_clip: float) -> Tensor:
     """Probability that a clip is a good one, ``r = clip(A / A_max, -1, 1) / 2 + ½`` in [0, 1].
 
     Example:
+        >>> import torch
         >>> positive_weight(torch.tensor([-9.0, 0.0, 2.5]), advantage_clip=5.0)
         tensor([0.0000, 0.5000, 0.7500])
     """
     return (advantage / advantage_clip).clamp(-1, 1) / 2 + 0.5
-
-
-def to_velocity(noisy: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-    """Velocity of the straight path from ``x0`` to noise, ``v = (x_t - x_0) / σ``."""
-    return (noisy - x0) / sigma
 
 
 def implicit_errors(
@@ -204,7 +141,7 @@ def implicit_errors(
     # This form, not (1-β) v_old + β v_θ: both errors are then exactly equal while v_θ = v_old.
     step = beta * (policy - old)
     errors = (old + step - target, old - step - target)
-    squares = [error.square().flatten(1).mean(dim=1) for error in errors]  # [M]
+    squares = [mean_square(error) for error in errors]  # [M]
     if adaptive_unit is not None:
         # 1e-5 as in the public code of DiffusionNFT.
         sizes = [(error.detach().abs() * adaptive_unit).flatten(1).mean(dim=1) for error in errors]

@@ -10,7 +10,7 @@ backward.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from tensordict import TensorDictBase
@@ -29,6 +29,17 @@ _OLD_DECAY = OldDecay()
 _REFERENCE_RESET = ReferenceReset()
 
 
+@runtime_checkable
+class StatefulRule(Protocol):
+    """A rule that changes as it is used, and so belongs into a checkpoint."""
+
+    def state_dict(self) -> Mapping[str, Any]:  # Any: the rule's own
+        """Return what changes."""
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Take back what `state_dict` gave."""
+
+
 class Snapshots:
     """Named copies of the trainable parameters of one network.
 
@@ -40,7 +51,8 @@ class Snapshots:
         parameters: The network, after `fully_shard` if it is used, or its parameters by name.
         names: Names of the copies, such as ``"old"`` and ``"reference"``.
         old_decay: ``γ(step)`` for ``old`` in `advance`.
-        reference_reset: ``(kl, epochs) -> bool`` for ``reference`` in `advance`.
+        reference_reset: ``(kl, epochs) -> bool`` for ``reference`` in `advance`; if it has a
+            ``state_dict()``, that is part of this object's.
 
     Raises:
         ValueError: If nothing is trainable, no name is given, or sharded parameters are given
@@ -191,19 +203,23 @@ class Snapshots:
             metrics["snapshot/old_decay"] = decay
         return metrics
 
-    def state_dict(self) -> dict[str, Any]:  # values: tensors by name, and a counter
+    def state_dict(self) -> dict[str, Any]:  # values: tensors by name, a counter, a rule's state
         """Return the copies, not the live parameters, and the age of the reference."""
-        return {
+        state = {
             "copies": {name: dict(copy) for name, copy in self._copies.items()},
             "epochs": self._epochs,
         }
+        if isinstance(self._reference_reset, StatefulRule):
+            state["reference_reset"] = dict(self._reference_reset.state_dict())
+        return state
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave, bit for bit.
 
         Raises:
-            SnapshotError: If names, parameters or shapes differ from this object's.
+            SnapshotError: If names, parameters, shapes or the kind of rule differ from this
+                object's.
         """
         saved = state["copies"]
         if set(saved) != set(self._copies):
@@ -220,10 +236,18 @@ class Snapshots:
                     f"saved snapshot {name!r} does not fit the trained parameters, first at "
                     f"{key!r} of shape {shape}. Resume with the model and LoRA rank of its run."
                 )
+        rule = self._reference_reset
+        if isinstance(rule, StatefulRule) and "reference_reset" not in state:
+            raise SnapshotError(
+                "the snapshots were saved without the state of the reference's rule, which this "
+                "run has. Resume with the settings that the run was started with."
+            )
         for name, copy in self._copies.items():
             for key, values in copy.items():
                 values.copy_(saved[name][key])
         self._epochs = state["epochs"]
+        if isinstance(rule, StatefulRule):
+            rule.load_state_dict(state["reference_reset"])
 
     def _copy(self, name: str) -> dict[str, Tensor]:
         if name not in self._copies:

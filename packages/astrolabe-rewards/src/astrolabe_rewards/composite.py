@@ -78,7 +78,11 @@ class CompositeReward(TensorDictModuleBase):
         self.register_buffer("moments", torch.zeros(len(rewards), 3, dtype=torch.float64))
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Score a batch of any shape; see the class.
+        """Score a batch of any shape and sum the scores up: `score`, then `combine`."""
+        return self.combine(self.score(tensordict))
+
+    def score(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write ``("score", name)`` of every term. Large batches may be scored part by part.
 
         Raises:
             KeyError: If pixels are missing, or a term does not write its key.
@@ -89,14 +93,23 @@ class CompositeReward(TensorDictModuleBase):
         if pixels is None:
             raise KeyError(f"CompositeReward: the batch lacks {PIXELS}; it reads {self.in_keys}.")
         check_pixels(pixels, "CompositeReward")
-        valid = torch.ones(*tensordict.batch_size, 1, dtype=torch.bool, device=pixels.device)
-        total = torch.zeros(*tensordict.batch_size, 1, device=pixels.device)
-        for index, name in enumerate(self.rewards):
+        for name in self.rewards:
             begun = time.perf_counter()
-            scores = self._scores(name, tensordict)
+            tensordict.set((SCORE, name), self._scores(name, tensordict))
             self.seconds[name] = time.perf_counter() - begun
+        return tensordict
+
+    def combine(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write ``("next","valid")`` and ``("next","reward")`` of a batch that is scored.
+
+        Raises:
+            KeyError: If a score is missing.
+        """
+        scored = {name: cast(Tensor, tensordict.get((SCORE, name))) for name in self.rewards}
+        first = next(iter(scored.values()))
+        valid, total = torch.ones_like(first, dtype=torch.bool), torch.zeros_like(first)
+        for index, (name, scores) in enumerate(scored.items()):
             finite = torch.isfinite(scores)
-            tensordict.set((SCORE, name), scores)
             valid &= finite
             normal = self._normalised(index, name, scores, finite)
             total = total + self.weights[name] * normal.nan_to_num(0.0, 0.0, 0.0)

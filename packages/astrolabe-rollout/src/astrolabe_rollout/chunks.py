@@ -25,6 +25,8 @@ class Chunk(NamedTuple):
     """``[B, f, C, h, w]``."""
     pixels: Tensor | None
     """uint8 ``[B, F, 3, H, W]``; None if the stream does not decode."""
+    steps: Tensor | None = None
+    """What was denoised at each noise level, ``[B, K, f, C, h, w]``; None if not asked for."""
 
 
 class ChunkStream:
@@ -37,6 +39,7 @@ class ChunkStream:
         capacity: Latent frames of the whole video, for a model without a window.
         decode: Whether to make pixels. A model that rebuilds its cache always does: its context is
             encoded from them.
+        record: Whether to give the steps of sampling too.
 
     Raises:
         ValueError: If the model has no window and no capacity is given.
@@ -49,8 +52,9 @@ class ChunkStream:
         *,
         capacity: int | None = None,
         decode: bool = True,
+        record: bool = False,
     ) -> None:
-        self.model = model
+        self.model, self.record = model, record
         self.cache = model.transformer.new_cache(capacity)
         self.noise = SeededNoise(seeds)
         self._decode: DecodeStream | None = None
@@ -107,18 +111,21 @@ class ChunkStream:
         sigmas = model.first_sigmas if first else model.sigmas
         geometry = model.geometry
         shape = (geometry.chunk, geometry.channels, *geometry.latent_size)
+        visited: list[Tensor] | None = [] if self.record else None
         latents = sample_chunk(
             model.transformer,
             sigmas,
             embeds,
             self.cache,
-            self.noise.draw(len(sigmas), shape, embeds).__getitem__,
+            self.noise.draw(len(sigmas), shape, embeds.device).__getitem__,
             geometry.chunk,
             timesteps=model.first_timesteps if first else model.timesteps,
             cut=cut,
             clean=not model.rebuild,
+            visited=visited,
         )
-        return self._keep(latents)
+        steps = torch.stack(visited, 1) if visited else None
+        return self._keep(latents)._replace(steps=steps)
 
     def _switch(self, embeds: Tensor) -> None:
         rule = self.model.switch
@@ -177,11 +184,11 @@ class SeededNoise:
             for seed in seeds
         ]
 
-    def draw(self, steps: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Return the next chunk's noise for each denoising step, ``[steps, B, *shape]``."""
+    def draw(self, steps: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Return the next chunk's noise for each denoising step, float32 ``[steps, B, *shape]``."""
         size = (steps, *shape)
         noise = torch.stack([torch.randn(size, generator=g) for g in self._generators], 1)
-        return noise.to(like)
+        return noise.to(device)
 
 
 def _newest(before: Tensor | None, new: Tensor, count: int) -> Tensor:

@@ -1,8 +1,8 @@
 """The TensorDict entries this package reads and writes.
 
 Each value is ``dtype [shape] meaning and unit``; ``*B`` is any batch shape, ``f`` latent frames,
-``F`` pixel frames, ``c`` context frames, ``L`` text tokens, ``D`` text width. Two packages that
-name the same entry give it the same text (tests/contract/test_keys.py).
+``F`` pixel frames, ``c`` context frames, ``K`` denoising steps, ``L`` text tokens, ``D`` text
+width. Two packages that name the same entry give it the same text (tests/contract/test_keys.py).
 """
 
 TEXT = ("prompt", "text")
@@ -17,6 +17,7 @@ FPS = ("video", "fps")
 NOISY = ("noisy", "latents")
 SIGMA = ("noisy", "sigma")
 DENOISED = ("denoised", "latents")
+STEPS = ("steps", "latents")
 
 READS = {
     EMBEDS: "float32 [*B, L, D] text encoder output, zero after the last token",
@@ -38,4 +39,5 @@ WRITES = {
     PIXELS: "uint8 [*B, F, 3, H, W] RGB, 0 to 255",
     FPS: "float32 [*B] frames per second",
     DENOISED: "float32 [*B, f, C, h, w] predicted x0",
+    STEPS: "float32 [*B, K, f, C, h, w] what the sampler denoised at each of its noise levels",
 }

@@ -105,6 +105,8 @@ class GroupSampler:
         seed: Seed of the order of prompts and of the noise seeds.
         rank: This process, in [0, ``world_size``).
         world_size: Number of processes; it must divide ``num_prompts * group_size``.
+        batch_size: Videos that this process draws at a time; by default its whole share. A smaller
+            number takes the same videos in several draws, for machines that cannot hold all.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -124,6 +126,7 @@ class GroupSampler:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        batch_size: int | None = None,
     ) -> None:
         if isinstance(prompts, str) or not prompts:
             raise ValueError(
@@ -148,14 +151,22 @@ class GroupSampler:
                 f"{num_prompts} prompts times group_size {group_size} cannot be shared evenly by "
                 f"{world_size} processes. Make num_prompts a multiple of {world_size}."
             )
+        share = num_prompts * group_size // world_size
+        if share % (batch_size or share):
+            raise ValueError(
+                f"batch_size is {batch_size}, which does not divide the {share} videos of a "
+                "process. Choose a divisor."
+            )
         self.prompts = list(prompts)
         self.num_prompts = num_prompts
         self.group_size = group_size
         self.seed = seed
-        self.batch_size = num_prompts * group_size // world_size
-        self._share = slice(rank * self.batch_size, (rank + 1) * self.batch_size)
-        self._draws = 0
-        self._current: Draw | None = None
+        self.batch_size = batch_size or share
+        #: Draws in which this process gets its share of a step.
+        self.parts = share // self.batch_size
+        self._share = slice(rank * share, (rank + 1) * share)
+        self._steps, self._part = 0, 0  # finished steps, and parts of the next one
+        self._whole: Draw | None = None  # this process's share of the step
         self._indices = self._endless_indices()
 
     def draw(self) -> Draw:
@@ -166,26 +177,39 @@ class GroupSampler:
 
     def peek(self) -> Draw:
         """Return what `draw` would, without going on: the same at every call."""
-        if self._current is None:
-            self._current = self._make_draw()
-        return self._current
+        if self._whole is None:
+            self._whole = self._make_draw()
+        part = slice(self._part * self.batch_size, (self._part + 1) * self.batch_size)
+        prompts, groups, seeds = self._whole
+        return Draw(prompts[part], groups[part], seeds[part])
 
     def advance(self) -> None:
         """Go on to the next draw."""
         self.peek()
-        self._current = None
-        self._draws += 1
+        self._part += 1
+        if self._part == self.parts:
+            self._whole, self._part = None, 0
+            self._steps += 1
 
     def state_dict(self) -> dict[str, int | str]:
-        """Return the number of finished draws, with what must be equal for it to mean the same."""
-        return {"draws": self._draws, **self._identity()}
+        """Return the number of finished steps, with what must be equal for it to mean the same.
+
+        Raises:
+            ValueError: If a step has begun: its other parts would be lost.
+        """
+        if self._part:
+            raise ValueError(
+                f"{self._part} of {self.parts} parts of a step are drawn. "
+                "Save the sampler between two steps."
+            )
+        return {"draws": self._steps, **self._identity()}
 
     def load_state_dict(self, state: Mapping[str, int | str]) -> None:
         """Go to the place where ``state`` was taken.
 
         Args:
             state: From `state_dict` of a sampler with the same prompts, counts and seed; the number
-                of processes may differ.
+                of processes and the size of a draw may differ.
 
         Raises:
             ValueError: If the sampler that made ``state`` had other settings.
@@ -196,11 +220,10 @@ class GroupSampler:
                     f"the sampler's saved state has {name} {state.get(name)!r}, this sampler has "
                     f"{value!r}. Resume with the settings and the prompt file of the saved run."
                 )
-        self._draws = int(state["draws"])
-        self._current = None
+        self._steps, self._part, self._whole = int(state["draws"]), 0, None
         self._indices = self._endless_indices()
         # Replaying costs about a microsecond a prompt and leaves a counter as the only state.
-        for _ in islice(self._indices, self._draws * self.num_prompts):
+        for _ in islice(self._indices, self._steps * self.num_prompts):
             pass
 
     def _identity(self) -> dict[str, int | str]:
@@ -230,7 +253,7 @@ class GroupSampler:
                 yield index
 
     def _make_draw(self) -> Draw:
-        first = self._draws * self.num_prompts
+        first = self._steps * self.num_prompts
         groups = range(first, first + self.num_prompts)
         videos = [
             (self.prompts[index], group, noise_seed(self.seed, group * self.group_size + member))

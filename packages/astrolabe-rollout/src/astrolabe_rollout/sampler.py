@@ -25,6 +25,7 @@ def sample_chunk(
     timesteps: Sequence[float] | None = None,
     cut: bool = False,
     clean: bool = True,
+    visited: list[Tensor] | None = None,
 ) -> Tensor:
     """Sample the next chunk and leave its clean keys and values in the cache.
 
@@ -42,6 +43,7 @@ def sample_chunk(
         cut: Whether the chunk begins a scene by a hard cut, see `KVCache.open`.
         clean: Whether to make the last pass. Without it the cache keeps what the last denoising
             step wrote; for models that compute the cache anew before the next chunk anyway.
+        visited: Gets what was denoised at each noise level, in order.
 
     Returns:
         Clean latents ``[B, frames, C, h, w]``.
@@ -52,6 +54,8 @@ def sample_chunk(
     for step, (sigma, timestep) in enumerate(zip(sigmas, told, strict=True)):
         if step:
             x = add_noise(x, noise(step), sigma)
+        if visited is not None:
+            visited.append(x)
         every = x.new_full(x.shape[:2], timestep)
         x = to_x0(x, transformer.forward_chunk(x, every, embeds, cache), sigma)
     if clean:

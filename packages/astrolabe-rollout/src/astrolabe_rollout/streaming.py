@@ -6,7 +6,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from astrolabe_rollout.chunks import ChunkStream, SeededNoise
-from astrolabe_rollout.keys import CONTEXT, EMBEDS, INDEX, LATENTS, PIXELS, SEED
+from astrolabe_rollout.keys import CONTEXT, EMBEDS, INDEX, LATENTS, PIXELS, SEED, STEPS
 from astrolabe_rollout.model import VideoModel
 
 
@@ -28,9 +28,11 @@ class StreamingPolicy(TensorDictModuleBase):
         stackable: Give every window as many pixel frames as the first, by leaving out the first
             three of later ones; the windows of a video then fit into one ``[N, T]`` batch.
         capacity: Latent frames to allocate for a model without a window; ``num_frames`` by default.
+        record: Whether to write ``("steps","latents")``, for objectives on the sampler's own steps.
 
     Raises:
-        ValueError: If ``num_frames`` is no multiple of the chunk.
+        ValueError: If ``num_frames`` is no multiple of the chunk, or steps are to be recorded of a
+            model whose first chunk has another number of them.
     """
 
     def __init__(
@@ -41,14 +43,26 @@ class StreamingPolicy(TensorDictModuleBase):
         decode: bool = True,
         stackable: bool = False,
         capacity: int | None = None,
+        record: bool = False,
     ) -> None:
         super().__init__()
+        if record and model.first_sigmas != model.sigmas:
+            raise ValueError(
+                f"the first chunk is sampled at {model.first_sigmas}, later ones at "
+                f"{model.sigmas}: their steps do not fit into one batch. Choose an objective that "
+                "needs no steps."
+            )
         self.chunks = model.geometry.chunks(num_frames)
         self.num_frames, self.decode, self.stackable = num_frames, decode, stackable
+        self.record = record
         self.capacity = (capacity or num_frames) if model.geometry.window is None else None
         self.transformer = model.transformer
         self.in_keys = [EMBEDS, SEED, INDEX]
-        self.out_keys = [LATENTS, CONTEXT, *([PIXELS] if decode else [])]
+        self.out_keys = [
+            *(LATENTS, CONTEXT),
+            *([PIXELS] if decode else []),
+            *([STEPS] if record else []),
+        ]
         self._model = model
         self._stream: ChunkStream | None = None
         self._embeds: Tensor | None = None
@@ -79,10 +93,14 @@ class StreamingPolicy(TensorDictModuleBase):
         seeds = flat[SEED].tolist()
         if index == 0:
             self._stream = ChunkStream(
-                self._model, seeds, capacity=self.capacity, decode=self.decode
+                self._model,
+                seeds,
+                capacity=self.capacity,
+                decode=self.decode,
+                record=self.record,
             )
             shape = (len(flat), geometry.context, geometry.channels, *geometry.latent_size)
-            self._context = embeds.new_zeros(shape)
+            self._context = torch.zeros(shape, device=embeds.device)
         assert self._stream is not None
         assert self._context is not None
         self._stream.noise = SeededNoise(seeds, index)
@@ -96,6 +114,9 @@ class StreamingPolicy(TensorDictModuleBase):
             pixels = torch.cat([chunk.pixels for chunk in chunks if chunk.pixels is not None], 1)
             extra = geometry.temporal - 1 if index and self.stackable else 0
             written[PIXELS] = pixels[:, extra:]
+        if self.record:
+            steps = [chunk.steps for chunk in chunks if chunk.steps is not None]
+            written[STEPS] = torch.cat(steps, 2)  # [B, K, f, C, h, w]
         for key, value in written.items():
             tensordict[key] = value.reshape(*tensordict.batch_size, *value.shape[1:])
         return tensordict

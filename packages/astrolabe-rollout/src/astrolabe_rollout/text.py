@@ -9,6 +9,7 @@ import ftfy
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, UMT5EncoderModel
 
 _log = logging.getLogger(__name__)
@@ -70,8 +71,10 @@ class TextEncoder(nn.Module):
             RuntimeError: If a prompt is new and the encoder was released.
         """
         new = sorted(set(prompts) - self._known.keys())
-        fresh = dict(zip(new, self(new).cpu(), strict=True)) if new else {}
-        found = torch.stack([fresh[p] if p in fresh else self._known[p] for p in prompts])
+        fresh = dict(zip(new, map(_trimmed, self(new).cpu()), strict=True)) if new else {}
+        rows = {p: fresh[p] if p in fresh else self._known[p] for p in prompts}
+        padded = {p: pad(row, (0, 0, 0, self.length - len(row))) for p, row in rows.items()}
+        found = torch.stack([padded[prompt] for prompt in prompts])
         if self.encoder is None or not any(p.requires_grad for p in self.encoder.parameters()):
             self._known.update(fresh)
             for prompt in set(prompts):
@@ -105,6 +108,12 @@ class TextEncoder(nn.Module):
 def clean(prompt: str) -> str:
     """Mend a prompt as Wan's own pipeline does: broken Unicode, HTML entities, white space."""
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())
+
+
+def _trimmed(embeds: Tensor) -> Tensor:
+    """Embeddings without the zeros at the end: of 512 positions, a prompt fills a tenth."""
+    used = embeds.any(-1).nonzero()
+    return embeds[: int(used[-1]) + 1 if len(used) else 0].clone()
 
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:

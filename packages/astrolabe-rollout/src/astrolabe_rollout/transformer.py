@@ -44,6 +44,9 @@ class _Timesteps(nn.Module):
 class CausalWan(nn.Module):
     """A causal video transformer.
 
+    Latents, timesteps and text may have any precision and device: they are brought to the network's
+    own, and what it predicts is brought back to that of the latents.
+
     Args:
         network: diffusers' Wan transformer; its attention processors and rotary module are
             replaced.
@@ -133,18 +136,26 @@ class CausalWan(nn.Module):
         plan = WindowPlan(self.rule, rotation, chunks, prefix, clean, record)
         return self._run(latents, timestep, embeds, plan)
 
+    @property
+    def _weight(self) -> Tensor:
+        """A weight that tells precision and device of the network."""
+        weight: Tensor = self.network.patch_embedding.weight
+        return weight
+
     def _rotation(self, frames: range, latents: Tensor) -> Tensor:
         height, width = (size // self.geometry.patch for size in latents.shape[-2:])
-        return rotations(frames, height, width, self.head_dim, latents.device)
+        return rotations(frames, height, width, self.head_dim, self._weight.device)
 
     def _run(self, latents: Tensor, timestep: Tensor, embeds: Tensor, plan: Plan) -> Tensor:
         network: Any = self.network  # its rotary module is ours
         network.rope.plan = plan
         output = network(
-            hidden_states=latents.flatten(0, 1).unsqueeze(2),  # [B * f, C, 1, h, w]
-            timestep=timestep.flatten(),
-            encoder_hidden_states=embeds,
+            hidden_states=latents.flatten(0, 1)
+            .unsqueeze(2)
+            .to(self._weight),  # [B * f, C, 1, h, w]
+            timestep=timestep.flatten().to(self._weight.device),
+            encoder_hidden_states=embeds.to(self._weight),
             return_dict=False,
         )
         velocity: Tensor = output[0].squeeze(2).unflatten(0, latents.shape[:2])
-        return velocity
+        return velocity.to(latents)
