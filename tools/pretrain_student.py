@@ -7,9 +7,12 @@ import torch
 from pretrain_teacher import CHUNK, CLIP, UNCONDITIONAL, velocity
 from torch import Tensor
 
+from astrolabe_rollout.codec import PatchCodec
 from astrolabe_rollout.model import VideoModel
 from astrolabe_rollout.sampler import write_clean
 from astrolabe_rollout.schedule import add_noise, to_x0
+from astrolabe_rollout.tiny import SHIFT
+from astrolabe_rollout.world import HAZE, draw_ground
 
 CHUNKS = 4  # of a trajectory: three fill the cache, the fourth has seen it roll
 EULER_STEPS = 12  # a multiple of the student's four, so that its noise levels lie on the path
@@ -68,6 +71,29 @@ def concatenate(parts: list[Trajectories]) -> Trajectories:
         torch.cat([part.x0 for part in parts]),
         torch.cat([part.paths for part in parts]),
     )
+
+
+def haze(data: Trajectories, codec: PatchCodec) -> Trajectories:
+    """Wash out the teacher's videos, each by an amount that the first chunk's noise decides.
+
+    The teacher's videos are all clear, unlike those of large models, whose quality comes and goes
+    with the noise. Without such flaws reinforcement learning has nothing to choose between, so the
+    student gets one. Encoding is affine, so a video is mixed with its empty ground in latents; its
+    path moves along.
+    """
+    grounds = [caption.split(" on a ")[1].removesuffix(" background") for caption in data.captions]
+    frames = 4 * data.x0.shape[1] - 3
+    empty = {}
+    for name in set(grounds):
+        pixels = draw_ground(name).to(torch.uint8).expand(1, frames, 3, -1, -1)
+        empty[name] = codec.encode(pixels)[0]
+    ground = torch.stack([empty[name] for name in grounds])  # [N, 12, C, h, w]
+    noise = data.paths[:, 0, :CHUNK, 0].flatten(1)  # pure, of the first chunk's first channel
+    amount = HAZE * torch.special.ndtr(noise.sum(1) / noise.shape[1] ** 0.5)  # uniform in [0, HAZE]
+    shift = amount[:, None, None, None, None] * (ground - data.x0)
+    u = 1 - torch.arange(data.paths.shape[1]) / data.paths.shape[1]
+    sigma = (SHIFT * u / (1 + (SHIFT - 1) * u)).view(1, -1, 1, 1, 1, 1)
+    return Trajectories(data.captions, data.x0 + shift, data.paths + (1 - sigma) * shift[:, None])
 
 
 def student_losses(

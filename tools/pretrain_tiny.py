@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from pretrain_codec import psnr, train_codec
-from pretrain_student import Trajectories, concatenate, student_losses, teacher_videos
+from pretrain_student import Trajectories, concatenate, haze, student_losses, teacher_videos
 from pretrain_teacher import Optimiser, make_pool, teacher_losses
 from safetensors.torch import save_file
 from tensordict import TensorDict
@@ -178,7 +178,8 @@ def main() -> None:
     model = tiny.build_tiny(SEED)
     model.codec.load_state_dict(stage(out / "codec.pt", lambda: make_codec(model)))
     load_weights(model, stage(out / "teacher.pt", lambda: make_teacher(model, out / "teacher.pt")))
-    data = Trajectories(**stage(out / "trajectories.pt", lambda: make_trajectories(model)))
+    clear = Trajectories(**stage(out / "trajectories.pt", lambda: make_trajectories(model)))
+    data = haze(clear, model.codec)
     student = stage(
         out / "student.pt",
         lambda: fit(

@@ -1,9 +1,11 @@
 """tiny_ta and pixel_check against videos of the world that the embedded model learns."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from astrolabe_rewards import PixelCheck, TinyTextReward, WeightsError
+from astrolabe_rewards import FlowMQ, PixelCheck, SharpnessVQ, TinyTextReward, WeightsError
 from astrolabe_rewards.matcher import clips_of
 from astrolabe_rewards.pixel_check import PALETTE
 from astrolabe_rewards.words import VOCABULARY, named_attributes
@@ -56,6 +58,19 @@ def test_the_check_passes_every_render(world):
         assert values.nanmean() == 1, name
     directed = [scene.motion.startswith("moves") for scene in scenes]
     assert checks["direction"].isnan().logical_not().tolist() == directed
+
+
+def test_haze_costs_quality_and_text_reward_and_no_motion_reward(world, tiny):
+    prompts, fps = [scene.caption for scene in world[0]], torch.full((COUNT,), 16.0)
+    hazy = [
+        torch.stack([render(replace(scene, haze=haze), 33) for scene in world[0]])
+        for haze in (0.0, 0.5, 1.0)
+    ]
+    for reward in (SharpnessVQ(), tiny):
+        clear, some, thick = (reward.score(video, prompts, fps).mean() for video in hazy)
+        assert clear > some > thick
+    motion = torch.stack([FlowMQ().score(video, prompts, fps) for video in hazy[:2]])
+    assert (motion[0] - motion[1]).abs().mean() < 0.02
 
 
 @pytest.mark.parametrize("attribute", ["colour", "shape", "motion"])

@@ -39,14 +39,17 @@ GROUNDS = {"black": (16, 16), "gray": (110, 110), "white": (238, 238), "checkere
 CELL = 8
 
 TRAVEL_PER_FRAME = 0.7  # pixels; a linear motion crosses the picture in about 35 frames, then rests
+HAZE = 0.32  # share of an object's contrast that the thickest haze takes
 LINEAR = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One video: what its caption names, and four numbers that it does not.
+    """One video: what its caption names, and five numbers that it does not.
 
-    ``jitter`` holds numbers in [-1, 1]: horizontal and vertical offset, size, phase.
+    ``jitter`` holds numbers in [-1, 1]: horizontal and vertical offset, size, phase. ``haze`` in
+    [0, 1] is a flaw: the object loses contrast with its ground. Only the distilled student learns
+    it (``tools/pretrain_student.py``).
     """
 
     colour: str
@@ -54,6 +57,7 @@ class Scene:
     motion: str
     ground: str
     jitter: tuple[float, float, float, float]
+    haze: float = 0.0
 
     @property
     def caption(self) -> str:
@@ -86,7 +90,7 @@ def prompts(held_out: bool) -> list[str]:
 
 
 def sample_scenes(count: int, generator: torch.Generator, held_out: bool = False) -> list[Scene]:
-    """Draw scenes uniformly over combinations and grounds."""
+    """Draw clear scenes uniformly over combinations and grounds."""
     triples, grounds = combinations(held_out), list(GROUNDS)
     scenes = []
     for _ in range(count):
@@ -132,6 +136,12 @@ def _distance(shape: str, x: Tensor, y: Tensor, size: Tensor) -> Tensor:
     return torch.stack(sides).amax(0) - 0.74 * size
 
 
+def draw_ground(name: str) -> Tensor:
+    """Return the grey levels of a ground, float32 ``[48, 48]``."""
+    cells = (torch.arange(SIZE) // CELL)[:, None] + (torch.arange(SIZE) // CELL)[None, :]
+    return torch.tensor(GROUNDS[name], dtype=torch.float32)[cells % 2]
+
+
 def render(scene: Scene, num_frames: int, start: int = 0) -> Tensor:
     """Draw a scene with smooth edges.
 
@@ -149,8 +159,7 @@ def render(scene: Scene, num_frames: int, start: int = 0) -> Tensor:
     u, v = grid[None, None, :] - cx, grid[None, :, None] - cy  # [F, H, W]
     x, y = u * torch.cos(angle) + v * torch.sin(angle), v * torch.cos(angle) - u * torch.sin(angle)
     inside = (0.5 - _distance(scene.shape, x, y, (9.5 + 0.8 * scene.jitter[2]) * scale)).clamp(0, 1)
-    cells = (torch.arange(SIZE) // CELL)[:, None] + (torch.arange(SIZE) // CELL)[None, :]
-    ground = torch.tensor(GROUNDS[scene.ground], dtype=torch.float32)[cells % 2]  # [H, W]
+    ground = draw_ground(scene.ground)
     colour = torch.tensor(COLOURS[scene.colour], dtype=torch.float32)[:, None, None]
-    inside = inside[:, None]  # [F, 1, H, W]
+    inside = inside[:, None] * (1 - HAZE * scene.haze)  # [F, 1, H, W]
     return (inside * colour + (1 - inside) * ground).round().to(torch.uint8)
