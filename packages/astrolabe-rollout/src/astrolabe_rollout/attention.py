@@ -3,6 +3,10 @@
 Frames lie in the batch, so the network sees ``[B * T, S, D]``; only attention joins them again.
 What a frame may attend to is decided by a *plan* that travels through the blocks as their rotary
 argument: recomputation under gradient checkpointing therefore sees the plan of its own pass.
+
+``set_attention_backend`` and ``compile_repeated_blocks`` of diffusers' network work as usual. What
+reads a plan stays out of compiled graphs: numbers of layers, frames and cached tokens would be
+guards there, and every chunk a compilation.
 """
 
 from collections.abc import Sequence
@@ -10,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
 
@@ -18,6 +22,9 @@ from astrolabe_rollout.cache import CacheRule, KVCache, expand
 from astrolabe_rollout.rope import rotate
 
 KeyValue = tuple[Tensor, Tensor]
+
+Backend = AttentionBackendName | None
+"""One of diffusers' attention back ends; None for its default."""
 
 
 class Plan(Protocol):
@@ -28,7 +35,9 @@ class Plan(Protocol):
     """Keys and values of the prompt by layer, filled in the first pass; None where a gradient needs
     them computed each time."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, backend: Backend = None
+    ) -> Tensor:
         """Attend with unrotated queries and keys ``[B, frames * S, heads, head_dim]``."""
 
 
@@ -40,13 +49,13 @@ class StreamPlan:
     rotation: Tensor
     frames: int
     text: dict[int, KeyValue] | None
-    """Keys and values of the prompt by layer, filled in the first pass; None where a gradient needs
-    them computed each time."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, backend: Backend = None
+    ) -> Tensor:
         """Write the chunk's keys and values, then attend to all the cache shows."""
         keys, values = self.cache.write(layer, rotate(key, self.rotation), value)
-        return _attention(rotate(query, self.rotation), keys, values)
+        return _attention(rotate(query, self.rotation), keys, values, backend)
 
 
 @dataclass
@@ -75,7 +84,9 @@ class WindowPlan:
     def __post_init__(self) -> None:
         self.frames = sum(self.chunks)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, backend: Backend = None
+    ) -> Tensor:
         """Attend chunk by chunk: dense calls without a mask, on any device."""
         query, key = rotate(query, self.rotation), rotate(key, self.rotation)
         if self.record is not None:
@@ -85,7 +96,7 @@ class WindowPlan:
         for frames in self.chunks:
             keys, values = self._seen(layer, past, (key, value), start, start + frames)
             span = slice(start * self.rule.tokens, (start + frames) * self.rule.tokens)
-            outputs.append(_attention(query[:, span], keys, values))
+            outputs.append(_attention(query[:, span], keys, values, backend))
             start += frames
         return torch.cat(outputs, 1)
 
@@ -115,8 +126,27 @@ class WindowPlan:
         return torch.cat([k for k, _ in pieces], 1), torch.cat([v for _, v in pieces], 1)
 
 
+@dataclass
+class Pass:
+    """One forward pass. Every plan comes in this one class, or each would be compiled for apart."""
+
+    plan: Plan
+
+
+class PlanInsteadOfRope(nn.Module):
+    """Stands where diffusers computes rotary embeddings; hands the plan to every block."""
+
+    plan: Plan
+
+    def forward(self, hidden_states: Tensor) -> Pass:
+        """Return the plan of this pass."""
+        return Pass(self.plan)
+
+
 class CausalSelfAttention:
     """Self-attention over the frames that the plan shows."""
+
+    _attention_backend: Backend = None  # where diffusers' set_attention_backend writes
 
     def __init__(self, layer: int) -> None:
         self.layer = layer
@@ -127,35 +157,21 @@ class CausalSelfAttention:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None,
         attention_mask: Tensor | None,
-        rotary_emb: Plan,
+        rotary_emb: Pass,
     ) -> Tensor:
-        """Join the frames of ``[B * T, S, D]``, attend, and part them again."""
-        plan = rotary_emb
+        """Attend from each frame of ``[B * T, S, D]`` to all that the plan shows it."""
         query = attn.norm_q(attn.to_q(hidden_states))
         key = attn.norm_k(attn.to_k(hidden_states))
         value = attn.to_v(hidden_states)
-        joined = [
-            x.unflatten(0, (-1, plan.frames)).flatten(1, 2).unflatten(2, (attn.heads, -1))
-            for x in (query, key, value)
-        ]
-        out = plan.attend(self.layer, *joined).flatten(2)  # [B, T * S, D]
-        parted = torch.unflatten(out, 1, (plan.frames, -1)).flatten(0, 1).type_as(hidden_states)
-        projected: Tensor = attn.to_out[0](parted)
+        out = _attend_to_frames(self, rotary_emb, attn.heads, query, key, value)
+        projected: Tensor = attn.to_out[0](out.type_as(hidden_states))
         return projected
-
-
-class PlanInsteadOfRope(nn.Module):
-    """Stands where diffusers computes rotary embeddings; hands the plan to every block."""
-
-    plan: Plan
-
-    def forward(self, hidden_states: Tensor) -> Plan:
-        """Return the plan of this pass."""
-        return self.plan
 
 
 class TextCrossAttention:
     """Cross-attention of all frames of a video to its prompt; like Wan's, without a mask."""
+
+    _attention_backend: Backend = None  # where diffusers' set_attention_backend writes
 
     def __init__(self, layer: int, rope: PlanInsteadOfRope) -> None:
         # diffusers hands no rotary argument to cross-attention, so the plan comes this way.
@@ -173,24 +189,54 @@ class TextCrossAttention:
         batch = encoder_hidden_states.shape[0]
         query = attn.norm_q(attn.to_q(hidden_states))
         query = query.reshape(batch, -1, attn.heads, query.shape[-1] // attn.heads)
-        key, value = self._text(attn, encoder_hidden_states)
-        out = _attention(query, key, value).reshape(*hidden_states.shape[:2], -1)
+        if torch.is_grad_enabled():
+            # Recomputation under gradient checkpointing may find the plan of a later pass.
+            key, value = _text(attn, encoder_hidden_states)
+        else:
+            key, value = _remembered_text(self, attn, encoder_hidden_states)
+        out = _attention(query, key, value, self._attention_backend)
+        out = out.reshape(*hidden_states.shape[:2], -1)
         projected: Tensor = attn.to_out[0](out.type_as(hidden_states))
         return projected
 
-    def _text(self, attn: WanAttention, embeds: Tensor) -> KeyValue:
-        # Recomputation under gradient checkpointing may find the plan of a later pass here.
-        known = None if torch.is_grad_enabled() else self.rope.plan.text
-        if known is not None and self.layer in known:
-            return known[self.layer]
-        key = attn.norm_k(attn.to_k(embeds)).unflatten(2, (attn.heads, -1))
-        text = key, attn.to_v(embeds).unflatten(2, (attn.heads, -1))
-        if known is not None:
-            known[self.layer] = text
-        return text
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch gives it no types
+def _attend_to_frames(
+    processor: CausalSelfAttention,
+    running: Pass,
+    heads: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+) -> Tensor:
+    """Join the frames of ``[B * T, S, D]``, attend, and part them again."""
+    plan = running.plan
+    query_all, key_all, value_all = (
+        torch.unflatten(torch.unflatten(x, 0, (-1, plan.frames)).flatten(1, 2), 2, (heads, -1))
+        for x in (query, key, value)
+    )
+    backend = processor._attention_backend
+    out = plan.attend(processor.layer, query_all, key_all, value_all, backend)
+    return torch.unflatten(out.flatten(2), 1, (plan.frames, -1)).flatten(0, 1)
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Plain attention ``[B, tokens, heads, head_dim]`` by the backend that diffusers selects."""
-    out: Tensor = dispatch_attention_fn(query, key, value)
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch gives it no types
+def _remembered_text(processor: TextCrossAttention, attn: WanAttention, embeds: Tensor) -> KeyValue:
+    """Keys and values of the prompt, computed in the first pass if the plan remembers them."""
+    known, layer = processor.rope.plan.text, processor.layer
+    if known is None:
+        return _text(attn, embeds)
+    if layer not in known:
+        known[layer] = _text(attn, embeds)
+    return known[layer]
+
+
+def _text(attn: WanAttention, embeds: Tensor) -> KeyValue:
+    key = attn.norm_k(attn.to_k(embeds)).unflatten(2, (attn.heads, -1))
+    return key, attn.to_v(embeds).unflatten(2, (attn.heads, -1))
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, backend: Backend) -> Tensor:
+    """Plain attention ``[B, tokens, heads, head_dim]`` by the named back end."""
+    out: Tensor = dispatch_attention_fn(query, key, value, backend=backend)
     return out
