@@ -3,14 +3,51 @@ from itertools import pairwise
 
 import pytest
 
-from astrolabe.config import Advantage, Disagreement, RewardTerm, Rollout, Run, Train
+from astrolabe.config import Advantage, Disagreement, Part, RewardTerm, Rollout, Run, Train
 from astrolabe.errors import ConfigError
 from astrolabe.load import from_json, load, recipe_names, to_json
+from astrolabe.registry import find, options_of
+
+
+def with_base(name):
+    """A recipe for a size of GPU changes another one."""
+    return ["self_forcing_multi", name] if name.startswith("gpu_") else [name]
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_loads(name):
-    assert load([name]).rewards
+def test_every_recipe_loads_and_names_parts_and_options_that_exist(name):
+    run = load(with_base(name))
+    parts = [("models", run.model), ("objectives", run.objective)]
+    terms = {**run.rewards, **run.evaluation.judges}
+    parts += [("rewards", Part(term.name or key, term.options)) for key, term in terms.items()]
+    for kind, part in parts:
+        assert part.options.keys() <= options_of(find(kind, part.name, name)).keys()
+
+
+@pytest.mark.parametrize("name", [n for n in recipe_names() if n != "tiny" and "gpu_" not in n])
+def test_recipes_of_real_models_follow_the_paper(name):
+    """Table S1 of the paper."""
+    run = load([name])
+    assert (run.lora.rank, run.lora.alpha) == (256, 256)
+    assert (run.rollout.num_frames, run.train.lr, run.train.betas) == (21, 1e-5, (0.9, 0.999))
+    assert (run.train.weight_decay, run.train.eps, run.train.max_grad_norm) == (1e-4, 1e-8, 1.0)
+    assert run.objective.options == {"beta": 1.0, "kl_coeff": 1e-4, "advantage_clip": 5.0}
+    assert (run.snapshots.old_decay, run.advantage.std) == (0.9, "global")
+    assert run.train.gradient_checkpointing
+    assert (run.train.noise_levels, run.train.context, run.train.mask) == (
+        *("warped", "clean"),
+        "chunk",
+    )
+    size = (8, 8) if "14b" in name else (48, 24)
+    assert (run.rollout.num_prompts, run.rollout.group_size) == size
+
+
+@pytest.mark.parametrize("gpu", ["gpu_24gb", "gpu_48gb", "gpu_80gb"])
+def test_a_smaller_gpu_changes_no_batch(gpu):
+    plain, small = load(["self_forcing_multi"]), load(["self_forcing_multi", gpu])
+    assert small.rollout == replace(plain.rollout, batch_size=small.rollout.batch_size)
+    assert small.objective == plain.objective
+    assert small.rewards.keys() == plain.rewards.keys()
 
 
 def test_later_recipe_and_override_win(tmp_path):

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
 
-from astrolabe_rollout.checkpoints import load_checkpoint, load_into
+from astrolabe_rollout.checkpoints import load_checkpoint, load_into, meta_network
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.transformer import CausalWan
 
@@ -32,6 +33,16 @@ def golden_network():
     )
     load_into(network, load_checkpoint(GOLDEN / "weights_original_keys.safetensors"))
     return network.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def golden_half(golden_network):
+    """The same in bf16, as diffusers loads it."""
+    network = meta_network(golden_network.config)
+    state = {name: value.clone() for name, value in golden_network.state_dict().items()}
+    load_into(network, state, torch.bfloat16)
+    network.requires_grad_(False)
+    return lambda **options: CausalWan(network, Geometry(48, 64, **options))
 
 
 @pytest.fixture

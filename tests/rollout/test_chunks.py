@@ -1,10 +1,14 @@
 """A model's own rules while it streams, against the public reference code where it can run."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from tensordict import TensorDict
 
 from astrolabe_rollout.chunks import ChunkStream
 from astrolabe_rollout.codec import PatchCodec
+from astrolabe_rollout.denoiser import Denoiser
 from astrolabe_rollout.model import VideoModel
 from astrolabe_rollout.schedule import FlowSchedule
 
@@ -76,6 +80,34 @@ def test_a_rebuilt_context_begins_with_an_old_pixel_frame_encoded_again(golden, 
     again = model.codec.encode(whole[:, -9:-8])
     context = stream._context(3)
     torch.testing.assert_close(context, torch.cat([again, latents[:, -2:]], 1))
+
+
+def test_training_sees_the_rebuilt_context_of_sampling(golden_wan):
+    options = {"rebuild": 3, "denoising_steps": (1000, 937, 833, 625), "warped": True}
+    model = make(golden_wan(window=6), **options)
+    embeds = torch.randn(1, 16, 32, generator=torch.Generator().manual_seed(0))
+    stream = ChunkStream(model, [0], decode=False, record=True)
+    chunks = [stream.next(embeds) for _ in range(2)]
+    latents = torch.cat([chunk.latents for chunk in chunks], 1)
+    for level, sigma in enumerate(model.sigmas):
+        noisy = torch.cat([chunk.steps[:, level] for chunk in chunks], 1)
+        batch = TensorDict(
+            {
+                "noisy": {"latents": noisy, "sigma": torch.full((1, 6), sigma)},
+                "video": {"latents": latents},
+                "window": {"context": latents[:, :3], "index": torch.zeros(1, dtype=torch.int64)},
+                "prompt": {"embeds": embeds},
+            },
+            batch_size=[1],
+        )
+        found = Denoiser(model, 6)(batch)["denoised", "latents"]
+    # The last step's answer is the video; with a rolling cache the second chunk would differ.
+    torch.testing.assert_close(found, latents, rtol=0, atol=2e-5)
+    rolling = Denoiser(replace(model, rebuild=None), 6)(batch)["denoised", "latents"]
+    torch.testing.assert_close(rolling[:, :3], latents[:, :3], rtol=0, atol=2e-5)
+    three = replace(make(golden_wan(window=9), **options), rebuild=6)
+    with pytest.raises(ValueError, match="from 6 frames for chunks of 3"):
+        Denoiser(three, 6)
 
 
 def test_training_is_told_the_timesteps_of_sampling(golden_wan):

@@ -135,6 +135,23 @@ def test_streaming_with_a_rolling_cache(golden, golden_wan, name, options):
     close(cache._values[-1], case["cache_v_last"])
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("i_train_chunk3_perframe_t", {}), ("iii_roll_L12_S3_8", {"window": 12, "sink": 3})],
+)
+def test_half_precision_is_near(golden, golden_half, name, options):
+    """bf16 against fp32 of the reference, relative to the size of the answer."""
+    case, wan = golden(name), golden_half(**options)
+    if options:
+        found, expected = stream(case, wan, 3)[0], case["latents"]
+    else:
+        found = wan.forward_window(case["x"], case["timestep"], case["prompt_embeds"])
+        expected = case["flow"]
+    assert found.dtype == torch.float32
+    error = (found - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+    assert 1e-4 < error < 3e-2
+
+
 def test_a_global_model_sees_the_newest_21_frames(golden, golden_wan):
     case, wan = golden("iii_global_capped21_8"), golden_wan(window=21)
     latents, cache = stream(case, wan, 3)

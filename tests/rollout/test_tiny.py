@@ -5,7 +5,14 @@ import torch
 from tensordict import TensorDict
 
 from astrolabe_rewards import PixelCheck
-from astrolabe_rollout import CheckpointError, StreamingPolicy, load_tiny, tiny, world
+from astrolabe_rollout import (
+    CheckpointError,
+    ChunkStream,
+    StreamingPolicy,
+    load_tiny,
+    tiny,
+    world,
+)
 
 WEIGHTS = Path(tiny.__file__).parent / "tiny_weights"
 
@@ -54,6 +61,21 @@ def test_four_times_the_trained_length_keeps_memory_and_object(model):
     assert sizes[0] == sizes[1]
     assert pixels.shape[1] == 141
     assert PixelCheck().check(pixels[:, -48:], prompts)["colour"].min() == 1
+
+
+def test_fifty_chunks_take_the_memory_that_the_formula_says(model):
+    stream = ChunkStream(model, [0], decode=False)
+    embeds = model.text(["a red square bounces on a black background"])
+    held = {}
+    for number in range(1, 51):
+        stream.next(embeds)
+        held[number] = stream.cache.nbytes
+    assert held[10] == held[25] == held[50]
+    geometry, config = model.geometry, model.transformer.network.config
+    width = config.num_attention_heads * config.attention_head_dim
+    frame = 2 * config.num_layers * geometry.tokens * width * 4  # keys and values in float32
+    unrotated_sink = geometry.sink * frame // 2  # its keys, for positions that follow the window
+    assert held[50] == geometry.window * frame + unrotated_sink
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "foreign"])

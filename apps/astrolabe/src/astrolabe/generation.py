@@ -16,12 +16,15 @@ from astrolabe import generate
 from astrolabe.compose import build_model
 from astrolabe.config import Part
 from astrolabe.errors import ConfigError
-from astrolabe.jobs import Manifest, digest, make_jobs, scenes_to_parts, switches_to_parts
+from astrolabe.jobs import Job, Manifest, digest, make_jobs, scenes_to_parts, switches_to_parts
 from astrolabe.run_folder import LORA, RunFolder
 from astrolabe.sampling import load_trained
 from astrolabe_rollout.model import VideoModel
 from astrolabe_rollout.prompts import read_prompts
 from astrolabe_rollout.scenes import Scene, parse_scenes, read_interactive
+
+TEXTS = 16
+"""Prompts encoded together."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def perform(request: Request, say: Callable[[str], None]) -> None:
     if len(left) < len(own):
         typer.echo(f"{len(own) - len(left)} of {len(own)} videos are there already.", err=True)
     begin = None if request.begin is None else generate.beginning(request.begin, model)
+    embed_all(model, left)
     made = generate.generate_videos(
         model, left, manifest, batch_size=request.batch_size, begin=begin
     )
@@ -130,6 +134,17 @@ def _model(request: Request) -> tuple[VideoModel, int, dict[str, object]]:
         weights = next((checkpoint / LORA).glob("*.safetensors"))
         common["adapter"] = {"checkpoint": str(checkpoint), "sha256": digest(weights)}
     return model, length, common
+
+
+def embed_all(model: VideoModel, jobs: Sequence[Job]) -> None:
+    """Encode every prompt once, then free the text encoder: UMT5 takes more room than Wan 1.3B."""
+    prompts = sorted({part.prompt for job in jobs for part in job.parts})
+    model.encoder.remember = max(model.encoder.remember, len(prompts))
+    for first in range(0, len(prompts), TEXTS):
+        model.text(prompts[first : first + TEXTS])
+    model.encoder.release()
+    if model.encoder.num_cut:
+        typer.echo(f"{model.encoder.num_cut} prompts are longer than the model reads.", err=True)
 
 
 def digest_of(path: Path) -> str:

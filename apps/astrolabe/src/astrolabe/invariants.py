@@ -91,8 +91,11 @@ def check_cache(parts: Parts, batch: TensorDictBase) -> None:
     noisy = add_noise(latents, noise, sigma)
 
     cache = transformer.new_cache(parts.policy.capacity)
-    if latents.shape[1] > chunk:
-        prefill(transformer, latents[:, :-chunk], embeds, cache, chunk)
+    past = latents[:, :-chunk]
+    if model.rebuild:
+        past = past[:, -model.rebuild :]  # as if these were the first of the video
+    if past.shape[1]:
+        prefill(transformer, past, embeds, cache, chunk)
     cache.open(chunk)
     last = noisy[:, -chunk:]
     timestep = last.new_full(last.shape[:2], 1000 * sigma)

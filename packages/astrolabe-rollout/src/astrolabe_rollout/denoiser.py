@@ -35,8 +35,13 @@ class Denoiser(TensorDictModuleBase):
         mask: ``"chunk"``, or ``"frame"``: each frame sees only those before it, as the public
             trainer does.
 
+    A model that computes its cache anew for every chunk (Krea) is trained on that context too:
+    clean chunks that have seen no other. In long videos its sampler encodes the oldest frame of a
+    context again, as the first of a video; here it stays the latent that it was.
+
     Raises:
-        ValueError: If ``num_frames`` is no multiple of the chunk, or an option is unknown.
+        ValueError: If ``num_frames`` is no multiple of the chunk, an option is unknown, or the
+            model rebuilds its cache from more or fewer frames than a chunk.
     """
 
     def __init__(
@@ -54,6 +59,13 @@ class Denoiser(TensorDictModuleBase):
                 "mask 'chunk' or 'frame'."
             )
         model.geometry.chunks(num_frames)
+        self.alone = model.geometry.chunk if model.rebuild else None
+        if model.rebuild not in (None, self.alone):
+            raise ValueError(
+                f"the model rebuilds its cache from {model.rebuild} frames for chunks of "
+                f"{self.alone}; it can be trained with as many frames as a chunk has. "
+                "Set its option rebuild to that, and window to twice as many."
+            )
         self.num_frames, self.context, self.mask = num_frames, context, mask
         self.transformer = model.transformer
         self.geometry, self.timestep = model.geometry, model.timestep
@@ -107,8 +119,10 @@ class Denoiser(TensorDictModuleBase):
             earlier.new_zeros(earlier.shape[:2]),
             embeds,
             chunks=chunks[:-1],
-            prefix=prefix,
+            prefix=None if self.alone else prefix,
             record=record,
+            window=self.alone,
+            start=0 if prefix is None else prefix.end,
         )
 
     @torch.no_grad()

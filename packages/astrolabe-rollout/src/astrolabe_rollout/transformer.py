@@ -7,6 +7,7 @@ subclassed.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -111,6 +112,8 @@ class CausalWan(nn.Module):
         prefix: KVCache | None = None,
         clean: dict[int, KeyValue] | None = None,
         record: dict[int, KeyValue] | None = None,
+        window: int | None = None,
+        start: int = 0,
     ) -> Tensor:
         """Predict a whole window's velocity in one pass; chunks see what they would in a stream.
 
@@ -124,6 +127,8 @@ class CausalWan(nn.Module):
             clean: Recorded keys and values of the window's clean latents, to be seen by later
                 chunks. Without it they see this pass's own (noisy context).
             record: Filled with this pass's keys and values.
+            window: Frames that a chunk sees, its own included, if not those of the geometry.
+            start: Number of the first frame in the video, where no prefix tells it.
 
         Returns:
             Velocity ``[B, f, C, h, w]``.
@@ -131,9 +136,10 @@ class CausalWan(nn.Module):
         frames = latents.shape[1]
         if chunks is None:
             chunks = (self.geometry.chunk,) * self.geometry.chunks(frames)
-        start = 0 if prefix is None else prefix.end
+        start = start if prefix is None else prefix.end
         rotation = self._rotation(range(start, start + frames), latents)
-        plan = WindowPlan(self.rule, rotation, chunks, prefix, clean, record)
+        rule = self.rule if window is None else replace(self.rule, window=window, sink=0)
+        plan = WindowPlan(rule, rotation, chunks, prefix, clean, record)
         return self._run(latents, timestep, embeds, plan)
 
     @property
