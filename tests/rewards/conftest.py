@@ -1,3 +1,8 @@
+import json
+import math
+import struct
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -115,3 +120,134 @@ def make_batch():
         return batch
 
     return build
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """The folder of golden numbers; tests/golden/README.md says where they came from."""
+    return Path(__file__).parents[1] / "golden" / "rewards"
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """A machine without a network, whose hub cache is empty."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+#: What Qwen2-VL-2B-Instruct and Qwen2-VL-7B-Instruct say in config.json, as far as it counts here.
+QWEN = {
+    "2B": {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12},
+    "7B": {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28},
+}
+
+
+def qwen_config(size):
+    text = QWEN[size]
+    return text | {
+        "architectures": ["Qwen2VLForConditionalGeneration"],
+        "model_type": "qwen2_vl",
+        "hidden_act": "silu",
+        "num_hidden_layers": 28,
+        "num_key_value_heads": {"2B": 2, "7B": 4}[size],
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": size == "2B",
+        "vocab_size": {"2B": 151936, "7B": 152064}[size],
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "torch_dtype": "bfloat16",
+        "vision_config": {
+            "depth": 32,
+            "embed_dim": 1280,
+            "hidden_size": text["hidden_size"],
+            "in_chans": 3,
+            "mlp_ratio": 4,
+            "model_type": "qwen2_vl",
+            "num_heads": 16,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "temporal_patch_size": 2,
+        },
+    }
+
+
+def published_shapes(config, rows, lora_rank=None):
+    """Names and shapes of a Qwen2-VL as transformers 4.45 wrote them, derived from its sizes."""
+    width, mlp = config["hidden_size"], config["intermediate_size"]
+    cross = width // config["num_attention_heads"] * config["num_key_value_heads"]
+    vision = config["vision_config"]
+    eye, deep = vision["embed_dim"], vision["embed_dim"] * vision["mlp_ratio"]
+    shapes = {"visual.patch_embed.proj.weight": (eye, 3, 2, 14, 14)}
+    shapes |= {f"visual.merger.ln_q.{kind}": (eye,) for kind in ("weight", "bias")}
+    for name, out, into in (("0", 4 * eye, 4 * eye), ("2", width, 4 * eye)):
+        shapes[f"visual.merger.mlp.{name}.weight"] = (out, into)
+        shapes[f"visual.merger.mlp.{name}.bias"] = (out,)
+    for i in range(vision["depth"]):
+        block = f"visual.blocks.{i}"
+        for name, out, into in (
+            ("attn.qkv", 3 * eye, eye),
+            ("attn.proj", eye, eye),
+            ("mlp.fc1", deep, eye),
+            ("mlp.fc2", eye, deep),
+        ):
+            shapes[f"{block}.{name}.weight"] = (out, into)
+            shapes[f"{block}.{name}.bias"] = (out,)
+        for name in ("norm1", "norm2"):
+            shapes |= {f"{block}.{name}.{kind}": (eye,) for kind in ("weight", "bias")}
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{i}"
+        for name, out, into in (
+            ("self_attn.q_proj", width, width),
+            ("self_attn.k_proj", cross, width),
+            ("self_attn.v_proj", cross, width),
+            ("self_attn.o_proj", width, width),
+            ("mlp.gate_proj", mlp, width),
+            ("mlp.up_proj", mlp, width),
+            ("mlp.down_proj", width, mlp),
+        ):
+            inner = "" if lora_rank is None else ".base_layer"
+            shapes[f"{layer}.{name}{inner}.weight"] = (out, into)
+            if name[-6:] in ("q_proj", "k_proj", "v_proj"):
+                shapes[f"{layer}.{name}{inner}.bias"] = (out,)
+            if lora_rank is not None:
+                shapes[f"{layer}.{name}.lora_A.default.weight"] = (lora_rank, into)
+                shapes[f"{layer}.{name}.lora_B.default.weight"] = (out, lora_rank)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{layer}.{name}.weight"] = (width,)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        shapes[name] = (rows, width)
+    return shapes | {"model.norm.weight": (width,)}
+
+
+@pytest.fixture(scope="session")
+def real():
+    """Sizes of the published checkpoints: real("config", "2B"), real("shapes", config, rows)."""
+    makers = {"config": qwen_config, "shapes": published_shapes}
+    return lambda kind, *args: makers[kind](*args)
+
+
+@pytest.fixture
+def sparse_file(tmp_path):
+    """A safetensors file with a true header and nothing in it: real sizes at no cost."""
+
+    def make(name, shapes, dtypes=("BF16", 2)):
+        header, end = {}, 0
+        for key, shape in shapes.items():
+            size = math.prod(shape) * dtypes[1]
+            header[key] = {"dtype": dtypes[0], "shape": shape, "data_offsets": [end, end + size]}
+            end += size
+        text = json.dumps(header).encode()
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(8 + len(text) + end)
+        return path
+
+    return make

@@ -82,6 +82,7 @@ class AttributeTA(Reward):
     """
 
     name: ClassVar[str] = "attribute_ta"
+    measures: ClassVar[str] = "colour words, directions, dark or bright; 0.5 for any other prompt"
     unit: ClassVar[str] = "mean agreement of the named attributes, 0 to 1"
     needs_text: ClassVar[bool] = True
 

@@ -137,7 +137,12 @@ class TinyTextReward(Reward):
     """
 
     name: ClassVar[str] = "tiny_ta"
+    measures: ClassVar[str] = (
+        "a small classifier of the embedded model's world: colour, shape, motion, ground"
+    )
     unit: ClassVar[str] = "mean probability of the named attributes, 0 to 1"
+    weights_from: ClassVar[str] = "in the package"
+    memory: ClassVar[str] = "1 MiB"
     needs_text: ClassVar[bool] = True
 
     def __init__(self, *, path: str | None = None) -> None:

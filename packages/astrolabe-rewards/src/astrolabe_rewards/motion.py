@@ -113,6 +113,7 @@ class FlowMQ(Reward):
     """
 
     name: ClassVar[str] = "flow_mq"
+    measures: ClassVar[str] = "whether things move, smoothly, and keep their looks (optical flow)"
     unit: ClassVar[str] = "product of motion measures, 0 to 1"
 
     def score(self, pixels: Tensor, prompts: list[str], fps: Tensor) -> Tensor:

@@ -195,6 +195,7 @@ class PixelCheck(Reward):
     """
 
     name: ClassVar[str] = "pixel_check"
+    measures: ClassVar[str] = "an independent judge of the embedded model's world: rules on pixels"
     unit: ClassVar[str] = "share of checks passed, 0 to 1"
     needs_text: ClassVar[bool] = True
 

@@ -113,6 +113,9 @@ class SharpnessVQ(Reward):
     """
 
     name: ClassVar[str] = "sharpness_vq"
+    measures: ClassVar[str] = (
+        "sharpness, noise, contrast, exposure, colour of the best 30 % of frames"
+    )
     unit: ClassVar[str] = "geometric mean of frame measures, 0 to 1"
 
     def __init__(self, *, top: float = 0.3) -> None:

@@ -59,6 +59,10 @@ class Reward(TensorDictModuleBase):
     Attributes:
         name: Second element of the key that is written.
         unit: What the number means, with its range.
+        measures: What a large score means, in a few words.
+        licence: Of the weights, or of the code if there are none.
+        weights_from: Where the weights are, by default.
+        memory: What they take.
         needs_text: Whether the score depends on the prompt.
         deterministic: Whether equal input gives equal scores.
 
@@ -69,6 +73,10 @@ class Reward(TensorDictModuleBase):
 
     name: ClassVar[str]
     unit: ClassVar[str]
+    measures: ClassVar[str] = ""
+    licence: ClassVar[str] = "Apache-2.0"
+    weights_from: ClassVar[str] = "none"
+    memory: ClassVar[str] = "none"
     needs_text: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
 
