@@ -7,6 +7,7 @@ from astrolabe import checkpoint
 from astrolabe.clock import Clock
 from astrolabe.compose import compose
 from astrolabe.config import Part
+from astrolabe.errors import ConfigError
 from astrolabe.train import reseed, summarise, train, update
 from astrolabe_rollout.collector import make_collector
 from astrolabe_rollout.errors import CheckpointError
@@ -228,3 +229,57 @@ def test_noise_levels_may_be_drawn_uniformly(small_run):
     assert any(
         min(abs(float(level) - known) for known in parts.policy.sigmas) > 0.01 for level in levels
     )
+
+
+def long(run, **options):
+    rollout = replace(run.rollout, num_frames=3, **options)
+    return replace(run, rollout=rollout, train=replace(run.train, steps=2))
+
+
+@pytest.mark.parametrize(
+    ("options", "windows"),
+    [
+        ({"length": 4, "start": "last"}, [[3], [3]]),
+        ({"windows": 2, "length": 4, "start": "last", "commit": "best"}, [[2, 3], [2, 3]]),
+        ({"windows": 2, "length": 3, "start": "last", "commit": "each"}, [[1, 2], [1, 2]]),
+        ({"curriculum": ((0, 1), (1, 3)), "start": "last", "batch_size": 2}, [[0], [2]]),
+        ({"length": 3, "start": "choice", "starts": (1,), "scene_windows": 1}, [[1], [1]]),
+    ],
+)
+def test_windows_of_long_videos_are_trained_over_a_shared_history(small_run, options, windows):
+    run = long(small_run, **options)
+    steps = list(train(run, compose(run), Clock()))
+    for step, expected in zip(steps, windows, strict=True):
+        assert step.batch["window", "index"].tolist() == [expected] * 4
+        assert step.metrics["policy/gradient_norm"] > 0
+        if expected[0] and run.rollout.commit != "each":
+            context = step.batch["window", "context"][:, 0]
+            assert torch.equal(context[0], context[1])
+            assert not torch.equal(context[0], context[2])
+
+
+def test_long_training_that_goes_on_repeats_the_uninterrupted_one(small_run):
+    run = long(small_run, windows=2, length=5, start="uniform")
+    parts = compose(run)
+    steps = train(run, parts, Clock())
+    next(steps)
+    state = torch.utils._pytree.tree_map(
+        lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf,
+        checkpoint.capture(parts, 1),
+    )
+    second = numbers(next(steps))
+    fresh = compose(run)
+    checkpoint.apply(fresh, state)
+    assert numbers(next(train(run, fresh, Clock(), first=1))) == second
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"windows": 3, "length": 2}, "rollout: 3 windows are trained, but the video has 2"),
+        ({"curriculum": ((0, 3), (5, 2))}, "rollout: the curriculum .* does not grow"),
+    ],
+)
+def test_windows_that_do_not_fit_are_refused(small_run, options, message):
+    with pytest.raises(ConfigError, match=message):
+        compose(long(small_run, **options))

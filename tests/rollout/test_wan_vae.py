@@ -29,7 +29,7 @@ def whole(codec, latents):
 
 @pytest.mark.parametrize("sizes", [[3, 3, 3], [1] * 9, [9], [1, 3, 3, 2]])
 def test_decoding_in_pieces_equals_decoding_the_whole(codec, latents, whole, sizes):
-    stream = codec.stream_float()
+    stream = codec.stream().float
     pieces = [stream(part) for part in latents.split(sizes, 1)]
     assert pieces[0].shape[1] == 4 * sizes[0] - 3
     torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=0, atol=1e-5)

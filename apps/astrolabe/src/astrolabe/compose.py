@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -25,16 +26,20 @@ from astrolabe_objectives import (
 from astrolabe_rewards import CompositeReward
 from astrolabe_rollout.denoiser import Denoiser
 from astrolabe_rollout.env import PromptEnv
+from astrolabe_rollout.group_streaming import GroupStreamingPolicy
 from astrolabe_rollout.hub import locate
 from astrolabe_rollout.lora import add_lora, load_lora, trainable_parameters
 from astrolabe_rollout.model import VideoModel
 from astrolabe_rollout.prompts import GroupSampler
 from astrolabe_rollout.streaming import StreamingPolicy
+from astrolabe_rollout.windows import WindowSchedule
 
 STEPS = ("steps", "latents")
 REWARD = ("next", "reward")
 SCORE = "score"
 TOTAL = "total"
+
+Policy: TypeAlias = StreamingPolicy | GroupStreamingPolicy
 
 #: Writes ``("score", name)`` into a batch.
 Scorer: TypeAlias = Callable[[TensorDictBase], TensorDictBase]
@@ -64,7 +69,7 @@ class Parts:
 
     model: VideoModel
     env: PromptEnv
-    policy: StreamingPolicy
+    policy: Policy
     behaviour: TensorDictModuleBase
     """The policy with the averaged weights: what samples the data, and what a run is judged by."""
     denoiser: Denoiser
@@ -116,12 +121,8 @@ def compose(run: Run) -> Parts:
         noise_levels(run, model),
         where="objective",
     )
-    policy = StreamingPolicy(
-        model,
-        num_frames=run.rollout.num_frames,
-        stackable=run.rollout.windows > 1,
-        record=STEPS in loss.in_keys,
-    )
+    schedule = window_schedule(run)
+    policy = build_policy(run, model, reward, record=STEPS in loss.in_keys)
     shuffle = torch.Generator()
     windows = run.rollout.num_prompts * run.rollout.group_size * run.rollout.windows
     return Parts(
@@ -135,7 +136,8 @@ def compose(run: Run) -> Parts:
                 batch_size=run.rollout.batch_size or None,
             ),
             model,
-            windows=run.rollout.windows,
+            schedule=schedule,
+            scene_windows=run.rollout.scene_windows,
         ),
         policy=policy,
         behaviour=snapshots.bind("old", policy),
@@ -166,6 +168,54 @@ def compose(run: Run) -> Parts:
             weight_decay=run.train.weight_decay,
         ),
     )
+
+
+def window_schedule(run: Run) -> WindowSchedule:
+    """Make the schedule of trained windows.
+
+    Raises:
+        ConfigError: If the windows do not fit into the video, or the curriculum shrinks.
+    """
+    rollout = run.rollout
+    try:
+        return WindowSchedule(
+            windows=rollout.windows,
+            length=rollout.length or rollout.windows,
+            start=rollout.start,
+            starts=rollout.starts,
+            curriculum=rollout.curriculum,
+            seed=run.train.seed,
+        )
+    except ValueError as error:
+        raise ConfigError(f"rollout: {error}") from error
+
+
+def build_policy(run: Run, model: VideoModel, reward: CompositeReward, *, record: bool) -> Policy:
+    """Make what samples windows: alone, or the candidates of a group from one history."""
+    rollout = run.rollout
+    stackable = rollout.windows > 1
+    if not rollout.shared:
+        return StreamingPolicy(model, rollout.num_frames, stackable=stackable, record=record)
+    lengths = [rollout.length, rollout.windows, *(length for _, length in rollout.curriculum)]
+    return GroupStreamingPolicy(
+        model,
+        rollout.num_frames,
+        stackable=stackable,
+        commit=rollout.commit,
+        judge=partial(judge, reward) if rollout.commit == "best" else None,
+        windows=rollout.windows,
+        scene_windows=rollout.scene_windows,
+        capacity=max(lengths) * rollout.num_frames,
+        record=record,
+    )
+
+
+def judge(reward: CompositeReward, batch: TensorDictBase) -> Tensor:
+    """Score the candidates of a window, to commit the best of each group."""
+    reward.eval()  # running statistics count each video once, when its batch is combined
+    total: Tensor = reward(batch.copy())[REWARD].flatten()
+    reward.train()
+    return total
 
 
 def build_model(part: Part) -> VideoModel:

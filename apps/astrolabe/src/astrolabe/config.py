@@ -78,7 +78,20 @@ class Rollout:
     num_frames: int = 21
     """Latent frames of a window, a whole number of chunks."""
     windows: int = 1
-    """Windows of a video; more than 1 trains on long video, window by window."""
+    """Windows of a video that a step trains, one after the other."""
+    length: int = 0
+    """Windows of the whole video; those before the trained ones are only rolled out, once for each
+    prompt. 0: no more than are trained."""
+    start: Literal["first", "last", "uniform", "choice"] = "first"
+    """Where in the video the trained windows lie; the same on all processes."""
+    starts: tuple[int, ...] = ()
+    """Windows at which ``choice`` may start."""
+    curriculum: tuple[tuple[int, int], ...] = ()
+    """Pairs of a step and the length from then on, from step 0 and growing; replaces ``length``."""
+    commit: Literal["random", "best", "each"] = "random"
+    """Which candidate of a group the next window goes on from: one for all, or each from itself."""
+    scene_windows: int = 0
+    """Windows of each prompt, where prompts are scripts parted by ``|``; 0: they are not."""
     batch_size: int = 0
     """Videos sampled and scored together; 0: all of a step. No result depends on it."""
 
@@ -87,17 +100,31 @@ class Rollout:
         _at_least("num_frames", self.num_frames, 1)
         _at_least("windows", self.windows, 1)
         _at_least("batch_size", self.batch_size, 0)
+        _at_least("length", self.length, 0)
+        _at_least("scene_windows", self.scene_windows, 0)
         videos = self.num_prompts * self.group_size
         if self.batch_size and videos % self.batch_size:
             raise ValueError(
                 f"batch_size is {self.batch_size}, which does not divide the {videos} videos of a "
                 "step. Choose a divisor."
             )
+        uneven = self.batch_size % self.group_size and self.group_size % max(self.batch_size, 1)
+        if self.batch_size and uneven and self.shared:
+            raise ValueError(
+                f"batch_size is {self.batch_size} and groups of {self.group_size} share a history. "
+                "Choose a divisor or a multiple of group_size."
+            )
         if self.group_size < 2:
             raise ValueError(
                 f"group_size is {self.group_size}: the advantage of a lone sample is always 0. "
                 "Set it to 2 or more."
             )
+
+    @property
+    def shared(self) -> bool:
+        """Whether the candidates of a group share what lies before their window."""
+        longer = max(self.length, *(length for _, length in self.curriculum), 0) > self.windows
+        return longer or (self.windows > 1 and self.commit != "each")
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,10 @@ def check_pairs(parts: Parts, batch: TensorDictBase) -> None:
             "the text embeddings of the batch are not those of its prompts. "
             "Look at what the environment does with their order."
         )
-    last = rows[-1:].select("prompt", ("video", "fps"), ("window", "index")).clone()
-    alone = parts.behaviour(last)[LATENTS]
+    # With the whole group: its candidates share a history.
+    size = int((rows["prompt", "group"] == rows["prompt", "group"][-1]).sum())
+    last = rows[-size:].select("prompt", ("video", "fps"), ("window", "index")).clone()
+    alone = parts.behaviour(last)[LATENTS][-1:]
     if relative_error(rows[-1:][LATENTS], alone) > SAME_VIDEO:
         raise InvariantError(
             f"the last video of the batch is not the one that its prompt {texts[-1]!r} and seed "
@@ -85,6 +87,7 @@ def check_cache(parts: Parts, batch: TensorDictBase) -> None:
     """
     model, transformer = parts.model, parts.model.transformer
     row = batch[:1, 0].select(LATENTS, EMBEDS, ("window", "index"), ("window", "context")).clone()
+    row["window", "index"] = torch.zeros_like(row["window", "index"])  # as if nothing lay before
     latents, embeds = row[LATENTS], row[EMBEDS]
     chunk, sigma = model.geometry.chunk, parts.policy.sigmas[-1]
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)

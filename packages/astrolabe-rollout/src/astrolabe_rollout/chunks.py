@@ -54,7 +54,7 @@ class ChunkStream:
         decode: bool = True,
         record: bool = False,
     ) -> None:
-        self.model, self.record = model, record
+        self.model, self.size, self.record = model, len(seeds), record
         self.cache = model.transformer.new_cache(capacity)
         self.noise = SeededNoise(seeds)
         self._decode: DecodeStream | None = None
@@ -98,12 +98,11 @@ class ChunkStream:
                 first and last two frames are forgotten, and the chunk lies far from them in time
                 (Infinity-RoPE).
         """
-        model, started = self.model, self._latents is not None
+        model, started = self.model, self._frames > 0
         if cut:
             self.cache.flush()
-        elif started and embeds is not self._embeds:
-            self._switch(embeds)
-        self._embeds = embeds
+            self._embeds = embeds
+        self.change(embeds)
         if started and model.rebuild:
             size = model.geometry.chunk
             rebuild(model.transformer, self._context(model.rebuild), embeds, self.cache, size)
@@ -126,6 +125,54 @@ class ChunkStream:
         )
         steps = torch.stack(visited, 1) if visited else None
         return self._keep(latents)._replace(steps=steps)
+
+    def change(self, embeds: Tensor) -> None:
+        """Apply the model's rule for another prompt now, before the stream is forked for it.
+
+        Args:
+            embeds: What comes next; the same tensor object as before changes nothing.
+        """
+        if self._frames and embeds is not self._embeds:
+            self._switch(embeds)
+        self._embeds = embeds
+
+    @torch.no_grad()
+    def append(self, latents: Tensor, embeds: Tensor) -> None:
+        """Go on with chunks that were sampled elsewhere, as if they had been sampled here.
+
+        Args:
+            latents: Clean, whole chunks ``[B, f, C, h, w]``.
+            embeds: What they show; see `next` for another prompt.
+        """
+        self.change(embeds)
+        chunk = self.model.geometry.chunk
+        if not self.model.rebuild:
+            prefill(self.model.transformer, latents, embeds, self.cache, chunk)
+        for part in torch.split(latents, chunk, 1):
+            self._keep(part)
+
+    def fork(
+        self, seeds: Sequence[int], embeds: Tensor, frames: int, *, record: bool = False
+    ) -> "ChunkStream":
+        """Return a stream of several continuations of each video; what lies before is shared.
+
+        Args:
+            seeds: One a continuation, those of a video next to each other.
+            embeds: What they show, ``[B * G, L, D]``; the same prompts as the stream's.
+            frames: Latent frames that each of them may add.
+            record: Whether to give the steps of sampling too.
+        """
+        count = len(seeds) // self.size
+        other = ChunkStream(self.model, seeds, capacity=1, decode=False, record=record)
+        transformer = self.model.transformer
+        other.cache = transformer.new_cache() if self.model.rebuild else self.cache.fork(frames)
+        other._decode = None if self._decode is None else self._decode.fork(count)
+        other._embeds, other._frames = embeds, self._frames
+        for name in ("_latents", "_pixels", "_first"):
+            value: Tensor | None = getattr(self, name)
+            expanded = None if value is None else value.repeat_interleave(count, 0)
+            setattr(other, name, expanded)
+        return other
 
     def _switch(self, embeds: Tensor) -> None:
         rule = self.model.switch

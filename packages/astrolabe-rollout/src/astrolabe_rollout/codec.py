@@ -5,15 +5,21 @@ frame, each later one is four. Frames are coded independently of each other, so 
 without any state.
 """
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-#: Decodes the next latents ``[N, f, C, h, w]`` of a batch of videos to uint8 ``[N, F, 3, H, W]``.
-DecodeStream = Callable[[Tensor], Tensor]
+
+class DecodeStream(Protocol):
+    """Decodes a batch of videos piece by piece."""
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Turn the next latents ``[N, f, C, h, w]`` into uint8 ``[N, F, 3, H, W]``."""
+
+    def fork(self, count: int) -> "DecodeStream":
+        """Return a stream of ``count`` continuations of each video, next to each other."""
 
 
 class VideoCodec(Protocol):
@@ -123,12 +129,21 @@ class PatchCodec(nn.Module):
 
     def stream(self) -> DecodeStream:
         """Return a decoder of new videos, piece by piece."""
-        first = True
+        return PatchStream(self)
 
-        def decode(latents: Tensor) -> Tensor:
-            nonlocal first
-            pixels = self.decode(latents, first)
-            first = False
-            return pixels
 
-        return decode
+class PatchStream:
+    """Decodes piece by piece; all that there is to remember is whether the video has begun."""
+
+    def __init__(self, codec: PatchCodec, first: bool = True) -> None:
+        self.codec, self.first = codec, first
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """See `DecodeStream`."""
+        pixels = self.codec.decode(latents, self.first)
+        self.first = False
+        return pixels
+
+    def fork(self, count: int) -> "PatchStream":
+        """See `DecodeStream`."""
+        return PatchStream(self.codec, self.first)

@@ -13,8 +13,22 @@ from torch import Tensor
 from torchrl.data import Binary, Composite, NonTensor, Unbounded
 from torchrl.envs import EnvBase
 
-from astrolabe_rollout.keys import CONTEXT, EMBEDS, FPS, GROUP, INDEX, LATENTS, PIXELS, SEED, TEXT
+from astrolabe_rollout.keys import (
+    CONTEXT,
+    EMBEDS,
+    FPS,
+    GROUP,
+    HISTORY_SEED,
+    INDEX,
+    LATENTS,
+    PIXELS,
+    SCRIPT,
+    SEED,
+    STEPS,
+    TEXT,
+)
 from astrolabe_rollout.prompts import GroupSampler
+from astrolabe_rollout.windows import WindowSchedule, prompts_of_window
 
 
 class PromptModel(Protocol):
@@ -31,10 +45,11 @@ class PromptModel(Protocol):
 class PromptEnv(EnvBase):
     """Draws groups of prompts at reset and counts the windows of their videos.
 
-    ``reset`` writes ``("prompt", "text" | "group" | "seed" | "embeds")``, ``("video", "fps")`` and
-    ``("window", "index")`` = 0. The policy is the one that makes video: it reads those and writes
-    ``("video", "latents")``, ``("video", "pixels")`` and ``("window", "context")``. ``step`` raises
-    the index; after ``windows`` steps all videos are done, together.
+    ``reset`` writes ``("prompt", "text" | "script" | "group" | "seed" | "history_seed" |
+    "embeds")``, ``("video", "fps")`` and ``("window", "index")``, 0 unless a schedule says other.
+    The policy is the one that makes video: it reads those and writes ``("video", "latents")``,
+    ``("video", "pixels")`` and ``("window", "context")``. ``step`` raises the index; after
+    ``windows`` steps all videos are done, together.
 
     A draw counts as used when its videos are done. Until then ``reset`` gives the same prompts, so
     the resets that a collector makes in advance neither waste prompts nor disturb a resumed run:
@@ -46,7 +61,10 @@ class PromptEnv(EnvBase):
         model: Gives ``text`` and ``fps``.
         group_size: Videos of a prompt, at least 2. Belongs to the sampler if one is given.
         num_prompts: Prompts of a batch; all of them by default. Belongs to the sampler likewise.
-        windows: Steps of a video, at least 1.
+        windows: Steps of a video, at least 1. Belongs to the schedule if one is given.
+        schedule: Which windows of a long video are made; by default the first ``windows``.
+        scene_windows: Windows of each prompt, where prompts are scripts parted by ``|``; 0: they
+            are not.
         seed: Seed of the draws. Belongs to the sampler likewise.
 
     Raises:
@@ -62,6 +80,8 @@ class PromptEnv(EnvBase):
         group_size: int | None = None,
         num_prompts: int | None = None,
         windows: int = 1,
+        schedule: WindowSchedule | None = None,
+        scene_windows: int = 0,
         seed: int | None = None,
     ) -> None:
         if windows < 1:
@@ -69,7 +89,11 @@ class PromptEnv(EnvBase):
                 f"windows is {windows}: a video has at least one. Set it to 1 or more."
             )
         self.sampler = _sampler(prompts, group_size, num_prompts, seed)
-        self.windows = windows
+        self.schedule = schedule or WindowSchedule(windows=windows, length=windows)
+        self.windows = self.schedule.windows
+        self.scene_windows = scene_windows
+        for script in self.sampler.prompts:
+            prompts_of_window([script], 0, scene_windows)  # refuses a script that does not parse
         size = self.sampler.batch_size
         super().__init__(batch_size=[size])
         self._model = model
@@ -77,8 +101,10 @@ class PromptEnv(EnvBase):
             size,
             {
                 TEXT: NonTensor(shape=(size,), example_data="a prompt"),
+                SCRIPT: NonTensor(shape=(size,), example_data="a prompt | another"),
                 GROUP: Unbounded((size,), dtype=torch.int64),
                 SEED: Unbounded((size,), dtype=torch.int64),
+                HISTORY_SEED: Unbounded((size,), dtype=torch.int64),
                 EMBEDS: Unbounded((size, -1, -1)),
                 FPS: Unbounded((size,)),
                 INDEX: Unbounded((size,), dtype=torch.int64),
@@ -101,18 +127,25 @@ class PromptEnv(EnvBase):
                 "Reset the whole environment."
             )
         draw = self.sampler.peek()
-        distinct = list(dict.fromkeys(draw.prompts))
-        with torch.no_grad():
-            embeds = self._model.text(distinct)  # [distinct prompts, L, D]
-        rows = [distinct.index(prompt) for prompt in draw.prompts]
+        start = self.schedule.start_at(self.sampler.step)
         result = TensorDict(batch_size=self.batch_size)
-        result[TEXT] = NonTensorStack(*draw.prompts)
+        result[SCRIPT] = NonTensorStack(*draw.prompts)
         result[GROUP] = draw.groups.clone()
         result[SEED] = draw.seeds.clone()
-        result[EMBEDS] = embeds[rows]
+        result[HISTORY_SEED] = draw.history_seeds.clone()
+        self._show(result, draw.prompts, start)
         result[FPS] = torch.full(self.batch_size, float(self._model.fps))
-        result[INDEX] = torch.zeros(self.batch_size, dtype=torch.int64)
+        result[INDEX] = torch.full(self.batch_size, start, dtype=torch.int64)
         return result
+
+    def _show(self, result: TensorDictBase, scripts: Sequence[str], window: int) -> None:
+        """Write what the videos show in a window; equal prompts are encoded once."""
+        prompts = prompts_of_window(scripts, window, self.scene_windows)
+        distinct = list(dict.fromkeys(prompts))
+        with torch.no_grad():
+            embeds = self._model.text(distinct)  # [distinct prompts, L, D]
+        result[TEXT] = NonTensorStack(*prompts)
+        result[EMBEDS] = embeds[[distinct.index(prompt) for prompt in prompts]]
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         if not torch.equal(tensordict[GROUP].cpu(), self.sampler.peek().groups):
@@ -120,9 +153,13 @@ class PromptEnv(EnvBase):
                 "the videos are not those of the sampler's present draw: its state was changed "
                 "after the reset. Load the sampler's state before a collector is made."
             )
-        result = tensordict.select(TEXT, GROUP, SEED, EMBEDS, FPS)
+        kept = (TEXT, SCRIPT, GROUP, SEED, HISTORY_SEED, EMBEDS, FPS)
+        result = tensordict.select(*kept)
         result[INDEX] = tensordict[INDEX] + 1
-        result["done"] = (result[INDEX] >= self.windows).unsqueeze(-1)  # [N, 1]
+        if self.scene_windows:
+            self._show(result, self.sampler.peek().prompts, int(result[INDEX][0]))
+        end = self.schedule.start_at(self.sampler.step) + self.windows
+        result["done"] = (result[INDEX] >= end).unsqueeze(-1)  # [N, 1]
         if result["done"].all():
             self.sampler.advance()
         return result
@@ -132,7 +169,7 @@ class PromptEnv(EnvBase):
 
         TorchRL would carry it along, and so keep a batch of pixels alive during the update.
         """
-        return super().maybe_reset(tensordict.exclude(LATENTS, PIXELS, CONTEXT))
+        return super().maybe_reset(tensordict.exclude(LATENTS, PIXELS, CONTEXT, STEPS))
 
     def _set_seed(self, seed: int | None) -> None:
         raise ValueError(

@@ -8,6 +8,8 @@ width. Two packages that name the same entry give it the same text (tests/contra
 TEXT = ("prompt", "text")
 GROUP = ("prompt", "group")
 SEED = ("prompt", "seed")
+SCRIPT = ("prompt", "script")
+HISTORY_SEED = ("prompt", "history_seed")
 EMBEDS = ("prompt", "embeds")
 INDEX = ("window", "index")
 CONTEXT = ("window", "context")
@@ -22,6 +24,9 @@ STEPS = ("steps", "latents")
 READS = {
     EMBEDS: "float32 [*B, L, D] text encoder output, zero after the last token",
     SEED: "int64 [*B] seed of the noise of this video",
+    GROUP: "int64 [*B] equal for samples that compete for one prompt",
+    SCRIPT: "str [*B] prompts of the whole video",
+    HISTORY_SEED: "int64 [*B] seed of the noise before the window, equal in a group",
     INDEX: "int64 [*B] 0 for the first window of a video",
     CONTEXT: "float32 [*B, c, C, h, w] clean latents just before the window, oldest first",
     LATENTS: "float32 [*B, f, C, h, w] clean latents x0, normalised",
@@ -32,6 +37,8 @@ WRITES = {
     TEXT: "str [*B] what to show in this window",
     GROUP: "int64 [*B] equal for samples that compete for one prompt",
     SEED: "int64 [*B] seed of the noise of this video",
+    SCRIPT: "str [*B] prompts of the whole video",
+    HISTORY_SEED: "int64 [*B] seed of the noise before the window, equal in a group",
     EMBEDS: "float32 [*B, L, D] text encoder output, zero after the last token",
     INDEX: "int64 [*B] 0 for the first window of a video",
     CONTEXT: "float32 [*B, c, C, h, w] clean latents just before the window, oldest first",

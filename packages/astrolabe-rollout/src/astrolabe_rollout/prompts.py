@@ -81,11 +81,13 @@ class Draw(NamedTuple):
         prompts: What to show; the videos of a group follow one another.
         groups: int64 [n], equal for videos that compete for one prompt, unique in a run.
         seeds: int64 [n] in [0, 2³²), seed of a video's noise, never twice in a run.
+        history_seeds: int64 [n] in [0, 2³²), seed of what a group shares before its window.
     """
 
     prompts: list[str]
     groups: Tensor
     seeds: Tensor
+    history_seeds: Tensor
 
 
 class GroupSampler:
@@ -180,8 +182,8 @@ class GroupSampler:
         if self._whole is None:
             self._whole = self._make_draw()
         part = slice(self._part * self.batch_size, (self._part + 1) * self.batch_size)
-        prompts, groups, seeds = self._whole
-        return Draw(prompts[part], groups[part], seeds[part])
+        prompts, *numbers = self._whole
+        return Draw(prompts[part], *(column[part] for column in numbers))
 
     def advance(self) -> None:
         """Go on to the next draw."""
@@ -190,6 +192,11 @@ class GroupSampler:
         if self._part == self.parts:
             self._whole, self._part = None, 0
             self._steps += 1
+
+    @property
+    def step(self) -> int:
+        """Number of the step that the next draw belongs to, from 0."""
+        return self._steps
 
     def state_dict(self) -> dict[str, int | str]:
         """Return the number of finished steps, with what must be equal for it to mean the same.
@@ -261,7 +268,9 @@ class GroupSampler:
             for member in range(self.group_size)
         ]
         prompts, group_ids, seeds = zip(*videos[self._share], strict=True)
-        return Draw(list(prompts), torch.tensor(group_ids), torch.tensor(seeds))
+        # Of another run's seed, so that a history never has the noise of a candidate.
+        histories = [noise_seed(self.seed + 1, group * self.group_size) for group in group_ids]
+        return Draw(list(prompts), *map(torch.tensor, (group_ids, seeds, histories)))
 
 
 def noise_seed(seed: int, video: int) -> int:

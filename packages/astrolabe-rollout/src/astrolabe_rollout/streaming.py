@@ -46,12 +46,8 @@ class StreamingPolicy(TensorDictModuleBase):
         record: bool = False,
     ) -> None:
         super().__init__()
-        if record and model.first_sigmas != model.sigmas:
-            raise ValueError(
-                f"the first chunk is sampled at {model.first_sigmas}, later ones at "
-                f"{model.sigmas}: their steps do not fit into one batch. Choose an objective that "
-                "needs no steps."
-            )
+        if record:
+            refuse_recording(model)
         self.chunks = model.geometry.chunks(num_frames)
         self.num_frames, self.decode, self.stackable = num_frames, decode, stackable
         self.record = record
@@ -137,6 +133,19 @@ class StreamingPolicy(TensorDictModuleBase):
                 "index 0 and call once for each window, in order."
             )
         return int(indices[0])
+
+
+def refuse_recording(model: VideoModel) -> None:
+    """Refuse to record steps of a model whose first chunk has another number of them.
+
+    Raises:
+        ValueError: Says which.
+    """
+    if model.first_sigmas != model.sigmas:
+        raise ValueError(
+            f"the first chunk is sampled at {model.first_sigmas}, later ones at {model.sigmas}: "
+            "their steps do not fit into one batch. Choose an objective that needs no steps."
+        )
 
 
 def next_context(context: Tensor, latents: Tensor, before: int, sink: int) -> Tensor:

@@ -1,13 +1,11 @@
 """Wan 2.1's causal VAE (diffusers) as a codec whose decoder streams."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor, nn
-
-from astrolabe_rollout.codec import DecodeStream
 
 
 class WanCodec(nn.Module):
@@ -66,31 +64,46 @@ class WanCodec(nn.Module):
             )
         return self.stream()(latents)
 
-    def stream(self) -> DecodeStream:
+    def stream(self) -> "WanStream":
         """Return a decoder of new videos, piece by piece.
 
         The features that the decoder's convolutions look back on belong to the stream, so several
         can take turns; they have a fixed size (the last two frames of every layer).
         """
-        pieces = self.stream_float()
-        return lambda latents: to_uint8(pieces(latents))
+        return WanStream(self)
 
-    def stream_float(self) -> Callable[[Tensor], Tensor]:
-        """Like `stream`, but the pieces are float in [-1, 1], in the VAE's dtype."""
-        memories: list[_Memory] = []
 
-        @torch.no_grad()
-        def decode(latents: Tensor) -> Tensor:
-            if not memories:
-                memories.extend(_Memory(self.vae) for _ in latents)
-            raw = latents.float() * self.std.to(latents.device) + self.mean.to(latents.device)
-            raw = raw.to(self.vae.device, self.vae.dtype).transpose(1, 2)  # [N, C, f, h, w]
-            videos = [
-                memory.decode(video[None]) for memory, video in zip(memories, raw, strict=True)
-            ]
-            return torch.cat(videos).transpose(1, 2)
+class WanStream:
+    """Decodes piece by piece.
 
-        return decode
+    Args:
+        codec: Whose VAE decodes.
+        memories: What is remembered of each video; by default they begin.
+    """
+
+    def __init__(self, codec: WanCodec, memories: Sequence["_Memory"] = ()) -> None:
+        self.codec, self.memories = codec, list(memories)
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """See `DecodeStream`."""
+        return to_uint8(self.float(latents))
+
+    @torch.no_grad()
+    def float(self, latents: Tensor) -> Tensor:
+        """Like a call, but in [-1, 1] and the VAE's dtype."""
+        vae, mean, std = self.codec.vae, self.codec.mean, self.codec.std
+        if not self.memories:
+            self.memories = [_Memory(vae) for _ in latents]
+        raw = latents * std.to(latents) + mean.to(latents)
+        raw = raw.to(vae.device, vae.dtype).transpose(1, 2)  # [N, C, f, h, w]
+        videos = [
+            memory.decode(video[None]) for memory, video in zip(self.memories, raw, strict=True)
+        ]
+        return torch.cat(videos).transpose(1, 2)
+
+    def fork(self, count: int) -> "WanStream":
+        """See `DecodeStream`; what is remembered is shared until a continuation replaces it."""
+        return WanStream(self.codec, [m.copy() for m in self.memories for _ in range(count)])
 
 
 class _Memory:
@@ -101,6 +114,12 @@ class _Memory:
         vae.clear_cache()  # type: ignore[no-untyped-call]  # sets up the list that is copied here
         self.features: list[Tensor | str | None] = [None] * len(vae._feat_map)
         self.first = True
+
+    def copy(self) -> "_Memory":
+        """Return a memory of the same, to go on in another way."""
+        other = _Memory(self.vae)
+        other.features, other.first = list(self.features), self.first
+        return other
 
     @property
     def nbytes(self) -> int:
