@@ -10,6 +10,7 @@ import pytest
 
 from astrolabe.cli import main
 from astrolabe.keys_table import END, START, put_table, table
+from astrolabe.load import recipe_names
 from astrolabe_eval import read_mp4, write_mp4
 
 
@@ -53,7 +54,11 @@ def test_help_loads_no_torch():
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "eval", "generate", "score", "recipes", "parts", "keys", "doctor"]
+    "command",
+    [
+        *("train", "eval", "generate", "score", "convert", "export"),
+        *("recipes", "parts", "keys", "doctor"),
+    ],
 )
 def test_every_command_explains_itself(capsys, command):
     assert run(command, "--help") == 0
@@ -174,7 +179,9 @@ def test_a_printed_recipe_is_a_recipe(capsys):
 
 def test_recipes_are_listed_with_what_they_are_for(capsys):
     assert run("recipes") == 0
-    assert capsys.readouterr().out.startswith("tiny: the embedded model")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == recipe_names()
+    assert any(line.startswith("tiny: the embedded model") for line in lines)
 
 
 def test_parts_are_listed_and_explained(capsys):

@@ -8,10 +8,12 @@ from astrolabe.errors import ConfigError
 from astrolabe.load import from_json, load, recipe_names, to_json
 from astrolabe.registry import find, options_of
 
+OVERLAYS = ("gpu_", "compat_")
+
 
 def with_base(name):
-    """A recipe for a size of GPU changes another one."""
-    return ["self_forcing_multi", name] if name.startswith("gpu_") else [name]
+    """A recipe for a size of GPU, or of compatibility, changes another one."""
+    return ["self_forcing_multi", name] if name.startswith(OVERLAYS) else [name]
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -24,7 +26,9 @@ def test_every_recipe_loads_and_names_parts_and_options_that_exist(name):
         assert part.options.keys() <= options_of(find(kind, part.name, name)).keys()
 
 
-@pytest.mark.parametrize("name", [n for n in recipe_names() if n != "tiny" and "gpu_" not in n])
+@pytest.mark.parametrize(
+    "name", [n for n in recipe_names() if n != "tiny" and not n.startswith(OVERLAYS)]
+)
 def test_recipes_of_real_models_follow_the_paper(name):
     """Table S1 of the paper."""
     run = load([name])
@@ -64,6 +68,13 @@ def test_a_table_of_rewards_is_merged_by_name():
     assert run.rewards["flow_mq"] == replace(plain.rewards["flow_mq"], weight=0.5)
     assert run.rewards["mine"] == RewardTerm(name="a.b:C")
     assert run.rewards["tiny_ta"] == plain.rewards["tiny_ta"]
+
+
+def test_another_part_does_not_inherit_options():
+    assert load(["tiny"], []).objective.options
+    assert load(["tiny"], ["objective.name=rwr"]).objective == Part("rwr")
+    changed = load(["tiny"], ["objective.name=rwr", "objective.options.temperature=2.0"])
+    assert changed.objective.options == {"temperature": 2.0}
 
 
 def test_override_without_quotes_is_a_text():
@@ -181,7 +192,7 @@ def test_every_setting_is_documented_beside_its_default():
         return [item.name for item in fields(kind) if item.name not in names]
 
     kinds = [kind for kind in vars(config).values() if is_dataclass(kind) and kind is not Run]
-    assert len(kinds) == 11
+    assert len(kinds) == 12
     assert {kind.__name__: undocumented(kind) for kind in kinds if undocumented(kind)} == {}
 
 

@@ -49,6 +49,60 @@ def test_a_run_that_goes_on_repeats_the_uninterrupted_one(small_run, parts):
     assert [numbers(step) for step in train(small_run, fresh, Clock(), first=1)] == straight[1:]
 
 
+def test_a_held_out_reward_is_watched_and_its_alarm_goes_on_too(small_run):
+    rewards = {**small_run.rewards, "flow_mq": replace(small_run.rewards["flow_mq"], weight=0.0)}
+    run = replace(
+        small_run,
+        rewards=rewards,
+        rollout=replace(small_run.rollout, num_frames=3, windows=2),
+        guard=replace(small_run.guard, action="raise_kl"),
+        train=replace(small_run.train, steps=2),
+    )
+    parts = compose(run)
+    assert parts.alarm.held_out == ["flow_mq"]
+    straight = []
+    for step in train(run, parts, Clock()):
+        straight.append(numbers(step))
+        if step.number == 1:
+            parts.loss.kl_coeff *= 5  # as an alarm would
+            state = torch.utils._pytree.tree_map(
+                lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf,
+                checkpoint.capture(parts, 1),
+            )
+    assert straight[0].keys() >= {
+        *(f"monitor/{name}" for name in ("brightness", "saturation", "sharpness", "motion")),
+        *(f"monitor/{name}" for name in ("diversity", "drift", "disagreement")),
+        "reward/flow_mq",
+        "guard/alarm",
+        "guard/skipped",
+    }
+    assert [step["guard/kl_coeff"] for step in straight] == pytest.approx([1e-4, 5e-4])
+    fresh = compose(run)
+    checkpoint.apply(fresh, state)
+    assert [numbers(step) for step in train(run, fresh, Clock(), first=1)] == straight[1:]
+    assert fresh.alarm.history == parts.alarm.history
+    assert len(fresh.alarm.history) == 2
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_an_update_that_is_not_finite_is_skipped(small_run, bad):
+    run = replace(small_run, train=replace(small_run.train, updates=2, steps=1))
+    parts = compose(run)
+    before = {name: value.detach().clone() for name, value in parts.parameters.items()}
+    first = next(iter(parts.parameters.values()))
+    if bad == "loss":
+        parts.loss.register_forward_hook(
+            lambda _, inputs, out: out.set("loss_policy", out["loss_policy"] * torch.nan)
+        )
+    else:
+        first.register_hook(lambda gradient: gradient * torch.inf)
+    step = next(train(run, parts, Clock()))
+    assert step.metrics["guard/skipped"] == 2
+    assert "loss/policy" not in step.metrics
+    assert [len(batch) for batch in step.skipped] == [2, 2]
+    assert all(torch.equal(value, before[name]) for name, value in parts.parameters.items())
+
+
 def test_another_seed_gives_another_run(small_run, parts):
     other = replace(small_run, train=replace(small_run.train, seed=1))
     first = next(train(small_run, parts, Clock())).metrics["reward/total"]

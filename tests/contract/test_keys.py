@@ -37,7 +37,7 @@ def test_every_entry_that_is_read_has_a_writer():
 
 @pytest.mark.parametrize(("package", "direction", "key", "text"), list(every_text()))
 def test_every_text_starts_with_type_and_shape(package, direction, key, text):
-    assert re.match(r"(str|bool|int64|uint8|float32) \[[^\]]*\] \S", text)
+    assert re.match(r"(str|bool|int64|uint8|float16|float32) \[[^\]]*\] \S", text)
 
 
 def test_the_readme_shows_the_present_table():
@@ -57,7 +57,7 @@ def batch():
         RWRLoss,
         Snapshots,
     )
-    from astrolabe_rewards import CompositeReward, FlowMQ, SharpnessVQ
+    from astrolabe_rewards import CompositeReward, FlowMQ, Monitors, SharpnessVQ
     from astrolabe_rollout import (
         Denoiser,
         PromptEnv,
@@ -75,7 +75,7 @@ def batch():
     policy = StreamingPolicy(model, 3, record=True)
     (batch,) = make_collector(env, policy, 1)
     rewards = {"sharpness_vq": (SharpnessVQ(), 1.0), "flow_mq": (FlowMQ(), 1.0)}
-    CompositeReward(rewards)(batch)
+    Monitors()(CompositeReward(rewards)(batch))
     GroupAdvantage()(batch)
     RankDisagreement("sharpness_vq", ["flow_mq"])(batch)
     losses = TensorDict()
@@ -100,6 +100,7 @@ LETTERS = {
     "L": 12,
     "D": 96,
     "K": 4,
+    "P": 768,
 }
 
 

@@ -9,8 +9,8 @@ NAMES = {
         GroupSampler KVCache PromptEnv PromptFileError StreamingPolicy VideoModel add_lora
         export_transformer load_checkpoint load_into load_lora load_tiny make_collector merge_lora
         read_prompts sample_chunk save_lora trainable_parameters""",
-    "astrolabe_rewards": """AttributeTA CompositeReward FlowMQ PixelCheck Reward SharpnessVQ
-        TinyTextReward WeightsError""",
+    "astrolabe_rewards": """AttributeTA CompositeReward FlowMQ Monitors PixelCheck Reward
+        SharpnessVQ TinyTextReward WeightsError""",
     "astrolabe_objectives": """AdaptiveReferenceReset AnchoredLoss CMGRPOLoss DPOLoss DenoisingLoss
         GroupAdvantage NFTLoss OLD_DECAYS OldDecay RWRLoss RankDisagreement ReferenceReset
         SnapshotError Snapshots group_statistics selective_kl""",

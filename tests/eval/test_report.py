@@ -68,6 +68,16 @@ def test_the_page_loads_nothing_from_elsewhere(tmp_path, evaluation):
     assert "url(" not in text
 
 
+def test_monitors_share_one_plot_of_their_own(tmp_path, evaluation):
+    curve = ([0, 1], [0.0, 1.0])
+    write_report(tmp_path, evaluation(0), curves={"total": curve})
+    assert "<h2>Monitors</h2>" not in (tmp_path / "report.html").read_text()
+    write_report(tmp_path, evaluation(0), monitors={"motion": curve, "brightness": curve})
+    text = (tmp_path / "report.html").read_text()
+    assert "<h2>Monitors</h2>" in text
+    assert text.count('alt="Monitors"') == 1
+
+
 def test_before_and_after_videos_stand_side_by_side(tmp_path, evaluation):
     write_report(tmp_path, evaluation(0), evaluation(1))
     text = (tmp_path / "report.html").read_text()

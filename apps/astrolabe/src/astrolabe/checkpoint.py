@@ -68,6 +68,7 @@ def capture(parts: Parts, step: int) -> State:
         "snapshots": parts.snapshots.state_dict(),
         "disagreement": dict(parts.disagreement.state_dict()),
         "reward": reward_state(parts.reward),
+        "alarm": parts.alarm.state_dict(),
         "sampler": parts.env.sampler.state_dict(),
     }
 
@@ -87,6 +88,7 @@ def apply(parts: Parts, state: State) -> int:
     parts.snapshots.load_state_dict(state["snapshots"])
     parts.disagreement.load_state_dict(state["disagreement"])
     parts.reward.load_state_dict(state["reward"], strict=False)
+    parts.alarm.load_state_dict(state["alarm"])
     parts.env.sampler.load_state_dict(state["sampler"])
     return int(state["step"])
 

@@ -11,6 +11,7 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequ
 from torch import Tensor, nn
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
 
+from astrolabe.alarm import HackingAlarm
 from astrolabe.config import Part, RewardTerm, Run
 from astrolabe.errors import ConfigError
 from astrolabe.prompts import prompt_list
@@ -23,7 +24,7 @@ from astrolabe_objectives import (
     ReferenceReset,
     Snapshots,
 )
-from astrolabe_rewards import CompositeReward
+from astrolabe_rewards import CompositeReward, Monitors
 from astrolabe_rollout.denoiser import Denoiser
 from astrolabe_rollout.env import PromptEnv
 from astrolabe_rollout.group_streaming import GroupStreamingPolicy
@@ -74,6 +75,8 @@ class Parts:
     """The policy with the averaged weights: what samples the data, and what a run is judged by."""
     denoiser: Denoiser
     reward: CompositeReward
+    monitors: Monitors
+    alarm: HackingAlarm
     advantage: GroupAdvantage
     disagreement: TensorDictModuleBase
     buffer: TensorDictReplayBuffer
@@ -143,6 +146,8 @@ def compose(run: Run) -> Parts:
         behaviour=snapshots.bind("old", policy),
         denoiser=denoiser,
         reward=reward,
+        monitors=Monitors(),
+        alarm=build_alarm(run, loss),
         advantage=GroupAdvantage(
             std=run.advantage.std,
             mode=run.advantage.mode,
@@ -282,6 +287,24 @@ def build_disagreement(run: Run) -> TensorDictModuleBase:
     # The selector compares scores; the weighted sum joins them under its own name.
     total = TensorDictModule(Tensor.clone, in_keys=[REWARD], out_keys=[(SCORE, TOTAL)])
     return TensorDictSequential(total, select)
+
+
+def build_alarm(run: Run, loss: Objective) -> HackingAlarm:
+    """Make the alarm that compares what is trained with what is only watched."""
+    alone, primary = run.advantage.reward, run.disagreement.primary
+    fixed = {name: term.std for name, term in run.rewards.items()}
+    units = {"none": dict.fromkeys(fixed, 1.0), "fixed": fixed, "running": {}}
+    return HackingAlarm(
+        run.guard,
+        trained=weights(run) if alone == TOTAL else {alone: 1.0},
+        held_out=[
+            name
+            for name, term in run.rewards.items()
+            if not term.weight and name not in (alone, primary)
+        ],
+        units=units[run.composite.normalise],
+        loss=loss,
+    )
 
 
 def weights(run: Run) -> dict[str, float]:

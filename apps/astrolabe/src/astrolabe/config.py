@@ -215,8 +215,9 @@ class Train:
     noise_levels: Literal["warped", "unwarped", "uniform"] = "warped"
     """Train at the levels of sampling, at ``denoising_steps / 1000`` as the public code does, or
     uniformly between the least and the largest level of sampling."""
-    context: Literal["clean", "noisy"] = "clean"
-    """What a chunk sees of earlier ones: clean (the paper), or noisy (the public code)."""
+    context: Literal["clean", "attached", "noisy"] = "clean"
+    """What a chunk sees of earlier ones: clean (the paper), clean with gradient (full
+    back-propagation), or noisy (the public code)."""
     mask: Literal["chunk", "frame"] = "chunk"
     """Denoise chunk by chunk as in sampling, or frame by frame as the public code does."""
 
@@ -278,6 +279,37 @@ class Logging:
 
 
 @dataclass(frozen=True)
+class Guard:
+    """What watches that the policy does not game its rewards, and that numbers are numbers.
+
+    There is an alarm when the trained reward rises while a held-out one falls: a term of
+    ``[rewards]`` with weight 0, which nothing is trained on.
+    """
+
+    action: Literal["warn", "raise_kl", "stop", "off"] = "warn"
+    """At an alarm: tell, tell and raise the KL coefficient, tell and stop, or watch nothing."""
+    kl_factor: float = 5.0
+    """``raise_kl`` multiplies the objective's ``kl_coeff`` by it (the paper tried 1e-4, 5e-4)."""
+    window: int = 30
+    """Steps over which a trend is judged; the first alarm may come after half of them."""
+    margin: float = 3.0
+    """Standard deviations by which both trends must differ from chance."""
+    min_fall: float = 0.25
+    """Least fall of the held-out reward, in its standard deviations inside a group."""
+    max_skipped: int = 3
+    """Steps in a row with a loss or gradient that is not finite, after which the run stops; the
+    updates concerned are skipped and their batches kept."""
+
+    def __post_init__(self) -> None:
+        if not self.kl_factor > 1:
+            raise ValueError(f"kl_factor is {self.kl_factor}. Set it above 1.")
+        _at_least("window", self.window, 10)
+        _above_zero("margin", self.margin)
+        _at_least("min_fall", self.min_fall, 0)
+        _at_least("max_skipped", self.max_skipped, 1)
+
+
+@dataclass(frozen=True)
 class Run:
     """One training run."""
 
@@ -294,6 +326,7 @@ class Run:
     disagreement: Disagreement = field(default_factory=Disagreement)
     snapshots: Snapshots = field(default_factory=Snapshots)
     train: Train = field(default_factory=Train)
+    guard: Guard = field(default_factory=Guard)
     evaluation: Evaluation = field(default_factory=Evaluation)
     logging: Logging = field(default_factory=Logging)
 
@@ -320,6 +353,12 @@ class Run:
             raise ValueError(
                 f"disagreement.mode is 'selective' but {weighted[0]!r} is the only reward, so none "
                 "can disagree. Add a second one, or set disagreement.mode to 'uniform' or 'none'."
+            )
+        if self.guard.action == "raise_kl" and self.disagreement.mode == "none":
+            raise ValueError(
+                "guard.action is 'raise_kl' but disagreement.mode is 'none', so there is no KL "
+                "term to raise. Set disagreement.mode to 'selective' or 'uniform', or guard.action "
+                "to 'warn' or 'stop'."
             )
         twice = sorted(self.rewards.keys() & self.evaluation.judges.keys())
         if twice:

@@ -22,6 +22,7 @@ from astrolabe_eval import (
 from astrolabe_rollout.model import VideoModel
 
 Say = Callable[[str], None]
+REWARD, MONITOR = "reward/", "monitor/"
 
 
 def evaluate(folder: RunFolder, run: Run, say: Say) -> Comparison:
@@ -64,9 +65,14 @@ def evaluate(folder: RunFolder, run: Run, say: Say) -> Comparison:
         after,
         title=f"{folder.path.name}: before and after",
         curves={
-            name: curve
+            _title(name, run): curve
             for name, curve in curves.items()
-            if name.startswith("reward/") or name == "loss/policy"
+            if name.startswith(REWARD) or name == "loss/policy"
+        },
+        monitors={
+            name.removeprefix(MONITOR): curve
+            for name, curve in curves.items()
+            if name.startswith(MONITOR)
         },
         details=_details(run, trained.name),
     )
@@ -105,6 +111,12 @@ def describe(comparison: Comparison) -> list[str]:
                 f"{change['difference']:+.3f} [{low:+.3f}, {high:+.3f}]  {verdict(change)}"
             )
     return lines
+
+
+def _title(name: str, run: Run) -> str:
+    """Title of a curve; rewards that nothing is trained on are marked."""
+    term = run.rewards.get(name.removeprefix(REWARD))
+    return name if term is None or term.weight else f"{name} (held out)"
 
 
 def _measure(

@@ -163,6 +163,8 @@ def _merge(
     into: Table, table: Table, origin: str, origins: dict[str, str], prefix: str = ""
 ) -> None:
     """Lay ``table`` over ``into`` and note where each key came from."""
+    if "options" in into and table.get("name", into.get("name")) != into.get("name"):
+        into["options"] = {}  # they belong to the part that is replaced
     for key, value in table.items():
         path = f"{prefix}{key}"
         origins[path] = origin

@@ -3,6 +3,7 @@
     config.json                 every setting
     metrics.jsonl               one line per step
     samples/step-000010/*.mp4   videos of that step
+    skipped/step-000010-0.safetensors   a batch whose loss or gradient was not finite
     checkpoints/step-000010/    lora/ (peft), state.pt, manifest.json
     report.html, report.json    the comparison before and after
 
@@ -44,6 +45,7 @@ class RunFolder:
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples"
+        self.skipped = self.path / "skipped"
         self.checkpoints = self.path / "checkpoints"
         self.report = self.path / "report.html"
 

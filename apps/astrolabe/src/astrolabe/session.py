@@ -10,6 +10,7 @@ from astrolabe.clock import Clock
 from astrolabe.compose import Parts, compose
 from astrolabe.config import Run
 from astrolabe.evaluate import evaluate
+from astrolabe.guard import StepGuard
 from astrolabe.run_folder import RunFolder
 from astrolabe.signals import interruptible
 from astrolabe.tracking import Tracker
@@ -88,10 +89,11 @@ def _go(folder: RunFolder, run: Run, parts: Parts, first: int) -> int:
 
 
 def _train(folder: RunFolder, run: Run, parts: Parts, first: int, view: View) -> bool:
-    """Train to the last step; False if somebody stopped it."""
+    """Train to the last step or until the alarm ends it; False if somebody stopped it."""
     if first == run.train.steps:
         return True
     saved = first
+    guard = StepGuard(folder, run, view)
     try:
         with (
             view,
@@ -102,12 +104,14 @@ def _train(folder: RunFolder, run: Run, parts: Parts, first: int, view: View) ->
                 tracker.log(step.number, step.metrics)
                 view.step(step.number, step.metrics)
                 _keep_samples(folder, run, step)
-                last = step.number == run.train.steps
+                guard(step)
+                last = step.number == run.train.steps or guard.stop
                 if last or interrupted or step.number % run.logging.checkpoint_every == 0:
                     view.phase("save", 0.0)
                     checkpoint.save(folder, parts, step.number, run.logging.keep)
                     saved = step.number
                 if last and not interrupted:
+                    guard.end(step)
                     return True
                 if interrupted:
                     break

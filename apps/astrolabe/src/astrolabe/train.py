@@ -4,6 +4,7 @@ Written to be read beside the paper's algorithm 1. Left out on purpose: everythi
 algorithm (files, the screen, signals) is in `astrolabe.session`.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from astrolabe.clock import Clock
 from astrolabe.compose import Parts
 from astrolabe.config import Run
 from astrolabe.invariants import check_batch, check_first_update, check_gradients
+from astrolabe.monitors import monitor_metrics
 from astrolabe_objectives import group_statistics
 from astrolabe_rollout.collector import make_collector
 from astrolabe_rollout.prompts import noise_seed
@@ -49,6 +51,10 @@ class Step:
     """What was sampled, ``[N, T]`` windows with scores, without pixels."""
     shown: TensorDictBase
     """Some of these videos, each of another prompt, with pixels."""
+    alarm: str
+    """What the alarm says; empty: nothing."""
+    skipped: list[TensorDictBase]
+    """Batches of updates that were not made, as a loss or gradient was not finite."""
 
 
 def train(run: Run, parts: Parts, clock: Clock, first: int = 0) -> Iterator[Step]:
@@ -76,19 +82,28 @@ def train(run: Run, parts: Parts, clock: Clock, first: int = 0) -> Iterator[Step
             parts.reward.combine(batch)  # + ("next", "reward")
             parts.advantage(batch)  # + "advantage"
             parts.disagreement(batch)  # + ("kl", "selected")
+            told = parts.alarm.watch(batch)
+            watched = monitor_metrics(batch, run.rewards) | parts.alarm.metrics()
         if step == first:
             check_batch(run, parts, batch)
         with clock("update"):
             parts.buffer.empty()
             parts.buffer.extend(batch.select(*parts.loss.in_keys).contiguous().reshape(-1))
-            updates = []
-            for number, minibatch in enumerate(parts.buffer):
-                updates.append(update(minibatch, parts, run, clock))
-                if step == number == 0:
-                    check_first_update(updates[0])
+            updates: list[Metrics] = []
+            skipped: list[TensorDictBase] = []
+            for minibatch in parts.buffer:
+                measured = update(minibatch, parts, run, clock)
+                if not usable(measured):
+                    skipped.append(minibatch)
+                    continue
+                updates.append(measured)
+                if step == 0 and len(updates) == 1:
+                    check_first_update(measured)
             losses = mean(updates)
             followed = parts.snapshots.advance(step, losses.get("kl", 0.0))
-        yield Step(step + 1, summarise(run, batch, losses) | followed | clock.take(), batch, shown)
+        watched["guard/skipped"] = float(len(skipped))
+        metrics = summarise(run, batch, losses) | watched | followed | clock.take()
+        yield Step(step + 1, metrics, batch, shown, told, skipped)
 
 
 def collect(
@@ -106,7 +121,7 @@ def collect(
         with clock("sample"):
             batch = next(batches)
         with clock("score"):
-            parts.reward.score(batch)
+            parts.monitors(parts.reward.score(batch))  # + ("monitor", *)
         shown.extend(
             batch[row : row + 1].clone() for row in range(-part * size % group, size, group)
         )
@@ -116,7 +131,7 @@ def collect(
 
 
 def update(minibatch: TensorDictBase, parts: Parts, run: Run, clock: Clock) -> Metrics:
-    """Take one optimiser step; return losses and metrics.
+    """Take one optimiser step, unless a number is not `usable`; return losses and metrics.
 
     Micro-batches add up to the gradient of the whole: random numbers are drawn before the batch is
     split, and each loss weighs by its own share of the samples.
@@ -136,9 +151,21 @@ def update(minibatch: TensorDictBase, parts: Parts, run: Run, clock: Clock) -> M
         clock.progress(done * run.train.micro_batch / len(noised))
     check_gradients(parts)
     norm = clip_grad_norm_(parts.parameters.values(), run.train.max_grad_norm)
-    parts.optimizer.step()
+    measured = {name: float(value) for name, value in metrics.items()}
+    measured["gradient_norm"] = float(norm)
+    if usable(measured):
+        parts.optimizer.step()
     parts.optimizer.zero_grad()
-    return {name: float(value) for name, value in metrics.items()} | {"gradient_norm": float(norm)}
+    return measured
+
+
+def usable(measured: Metrics) -> bool:
+    """Whether the losses and the gradient of an update are finite."""
+    return all(
+        math.isfinite(value)
+        for name, value in measured.items()
+        if name.startswith("loss_") or name == "gradient_norm"
+    )
 
 
 def share(name: str, micro: TensorDictBase, whole: TensorDictBase) -> float:
@@ -170,5 +197,6 @@ def summarise(run: Run, batch: TensorDictBase, losses: Metrics) -> Metrics:
 
 
 def mean(metrics: list[Metrics]) -> Metrics:
-    """Mean of each metric over the updates of a step."""
-    return {name: sum(one[name] for one in metrics) / len(metrics) for name in metrics[0]}
+    """Mean of each metric over the updates of a step; without updates there are none."""
+    names = metrics[0] if metrics else ()
+    return {name: sum(one[name] for one in metrics) / len(metrics) for name in names}

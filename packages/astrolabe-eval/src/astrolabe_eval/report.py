@@ -83,6 +83,7 @@ def write_report(
     title: str = "Evaluation",
     labels: tuple[str, str] = ("before", "after"),
     curves: Mapping[str, Curve] | None = None,
+    monitors: Mapping[str, Curve] | None = None,
     details: Mapping[str, str] | None = None,
     max_bytes: int = 5_000_000,
 ) -> Comparison:
@@ -98,6 +99,7 @@ def write_report(
         title: Heading of the page.
         labels: What to call the two models, in few words.
         curves: Title to steps and values of what was logged in training.
+        monitors: The same of figures that were only watched; one plot for all of them.
         details: More to know about the run, such as its settings, shown as a list and stored in
             ``report.json``.
         max_bytes: The page's size to aim at; fewer and coarser videos are embedded if need be.
@@ -111,10 +113,11 @@ def write_report(
     """
     comparison = compare(before, after)
     comparison["details"] = dict(details or {})
-    figures = [_curve(name, curve) for name, curve in (curves or {}).items()]
+    figures = [_curves({name: curve}, name) for name, curve in (curves or {}).items()]
+    watched = [_curves(monitors, "Monitors", columns=3)] if monitors else []
     changes = _change_figure(comparison)
     sheet = _sheet(before, after, labels, comparison)
-    spent = sum(len(figure.light) + len(figure.dark) for figure in [*figures, *changes])
+    spent = sum(len(figure.light) + len(figure.dark) for figure in [*figures, *watched, *changes])
     spent += len(sheet[1]) if sheet else 0
     clips = _clips(before, after, comparison, max_bytes - spent)
     template = _environment().get_template("report.html.j2")
@@ -128,6 +131,7 @@ def write_report(
         outcome=verdict(comparison["rewards"][TOTAL]),
         improved=sum(change > 0 for change in differences(comparison)),
         curves=figures,
+        monitors=watched,
         changes=changes,
         clips=clips,
         sheet=sheet,
@@ -208,11 +212,11 @@ def _rows(changes: dict[str, Change]) -> list[_Row]:
     ]
 
 
-def _curve(name: str, curve: Curve) -> _Picture:
+def _curves(curves: Mapping[str, Curve], title: str, columns: int = 2) -> _Picture:
     def draw(theme: Theme) -> str:
-        return _data_uri("image/svg+xml", reward_curves({name: curve}, theme=theme))
+        return _data_uri("image/svg+xml", reward_curves(curves, columns=columns, theme=theme))
 
-    return _Picture(name, light=draw("light"), dark=draw("dark"))
+    return _Picture(title, light=draw("light"), dark=draw("dark"))
 
 
 def _change_figure(comparison: Comparison) -> list[_Picture]:

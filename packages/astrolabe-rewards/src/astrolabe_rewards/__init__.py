@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from astrolabe_rewards.composite import CompositeReward
 from astrolabe_rewards.errors import WeightsError
+from astrolabe_rewards.monitors import Monitors
 from astrolabe_rewards.reward import Reward
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = [
     "AttributeTA",
     "CompositeReward",
     "FlowMQ",
+    "Monitors",
     "PixelCheck",
     "Reward",
     "SharpnessVQ",

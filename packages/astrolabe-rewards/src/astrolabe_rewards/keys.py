@@ -8,6 +8,7 @@ TEXT = ("prompt", "text")
 PIXELS = ("video", "pixels")
 FPS = ("video", "fps")
 SCORE = "score"
+MONITOR = "monitor"
 VALID = ("next", "valid")
 REWARD = ("next", "reward")
 
@@ -20,4 +21,9 @@ WRITES = {
     (SCORE, "*"): "float32 [*B, 1] raw output of one reward model, its own unit, larger is better",
     VALID: "bool [*B, 1] false where a score could not be had",
     REWARD: "float32 [*B, 1] weighted sum of scores",
+    (MONITOR, "brightness"): "float32 [*B, 1] mean luma, 0 to 1",
+    (MONITOR, "saturation"): "float32 [*B, 1] mean of largest minus least of R, G, B, 0 to 1",
+    (MONITOR, "sharpness"): "float32 [*B, 1] mean size of the gradient of luma, per pixel",
+    (MONITOR, "motion"): "float32 [*B, 1] mean change of luma, per second",
+    (MONITOR, "thumbnail"): "float16 [*B, P] four frames of 3x8x8 pixels, 0 to 1",
 }

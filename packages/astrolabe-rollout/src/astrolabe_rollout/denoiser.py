@@ -30,7 +30,8 @@ class Denoiser(TensorDictModuleBase):
         model: The video model.
         num_frames: Latent frames of a window, to place windows after the first in time.
         context: What a chunk sees of the window's earlier chunks: ``"clean"`` and detached, as in
-            sampling, or ``"noisy"`` at their own level and with gradient, as the public trainer
+            sampling; ``"attached"``, the same with gradient (full back-propagation inside the
+            window); or ``"noisy"`` at their own level and with gradient, as the public trainer
             meant to.
         mask: ``"chunk"``, or ``"frame"``: each frame sees only those before it, as the public
             trainer does.
@@ -49,14 +50,14 @@ class Denoiser(TensorDictModuleBase):
         model: VideoModel,
         num_frames: int = 9,
         *,
-        context: Literal["clean", "noisy"] = "clean",
+        context: Literal["clean", "attached", "noisy"] = "clean",
         mask: Literal["chunk", "frame"] = "chunk",
     ) -> None:
         super().__init__()
-        if context not in ("clean", "noisy") or mask not in ("chunk", "frame"):
+        if context not in ("clean", "attached", "noisy") or mask not in ("chunk", "frame"):
             raise ValueError(
-                f"context={context!r}, mask={mask!r}: choose context 'clean' or 'noisy', "
-                "mask 'chunk' or 'frame'."
+                f"context={context!r}, mask={mask!r}: choose context 'clean', 'attached' or "
+                "'noisy', mask 'chunk' or 'frame'."
             )
         model.geometry.chunks(num_frames)
         self.alone = model.geometry.chunk if model.rebuild else None
@@ -92,15 +93,16 @@ class Denoiser(TensorDictModuleBase):
         chunks = (size,) * (noisy.shape[1] // size)
         prefix = self._prefix(batch[CONTEXT], embeds, window * self.num_frames)
         clean: dict[int, KeyValue] | None = None
-        if self.context == "clean":
+        if self.context != "noisy":
             clean = {}
-            self._record(latents, embeds, chunks, prefix, clean)
+            attached = self.context == "attached" and torch.is_grad_enabled()
+            with torch.set_grad_enabled(attached):
+                self._record(latents, embeds, chunks, prefix, clean)
         velocity = self.transformer.forward_window(
             noisy, self.timestep(sigma), embeds, chunks=chunks, prefix=prefix, clean=clean
         )
         return to_x0(noisy, velocity, sigma)
 
-    @torch.no_grad()
     def _record(
         self,
         latents: Tensor,

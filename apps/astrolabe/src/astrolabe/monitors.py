@@ -1,0 +1,88 @@
+"""What the monitors and the rewards of a batch say about its videos, as metrics of a step."""
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from astrolabe_objectives.batch import group_ids
+from astrolabe_objectives.ranks import average_ranks
+from astrolabe_rewards.monitors import FIGURES, diversity, drift
+
+MONITOR = "monitor"
+THUMBNAIL = (MONITOR, "thumbnail")
+GROUP = ("prompt", "group")
+INDEX = ("window", "index")
+
+
+def monitor_metrics(batch: TensorDictBase, rewards: Iterable[str]) -> dict[str, float]:
+    """Describe the videos of a step, ``[N, T]``, to whoever looks for a policy that games.
+
+    Args:
+        batch: With the entries of `Monitors` and the scores.
+        rewards: Names of the scores.
+
+    Returns:
+        ``monitor/brightness``, ``saturation``, ``sharpness`` and ``motion``: means in the units of
+        `Monitors`; ``diversity``: mean distance of thumbnails inside groups; ``drift``: mean
+        distance between the first and the last window of a video; ``disagreement``: 1 - mean
+        Spearman correlation between two rewards inside groups, 0 to 2. What cannot be had is left
+        out, such as the drift of a single window.
+    """
+    groups = groups_of(batch)
+    thumbnails = batch[THUMBNAIL].cpu()  # [N, T, 768]
+    scores = [batch["score", name].float().cpu().reshape(-1) for name in rewards]
+    metrics = {name: float(batch[MONITOR, name].mean()) for name in FIGURES}
+    metrics["diversity"] = diversity(thumbnails.flatten(0, 1), groups)
+    metrics["drift"] = drift(thumbnails) if thumbnails.shape[1] > 1 else math.nan
+    metrics["disagreement"] = disagreement(torch.stack(scores, dim=1), groups)
+    return {f"{MONITOR}/{name}": value for name, value in metrics.items() if value == value}
+
+
+def groups_of(batch: TensorDictBase) -> Tensor:
+    """Number of the group of each video, int64 ``[n]``; each window has its own groups."""
+    ids = group_ids(batch, GROUP, INDEX, "monitors").cpu()
+    inverse: Tensor = torch.unique(ids, dim=0, return_inverse=True)[1]
+    return inverse
+
+
+def disagreement(scores: Tensor, groups: Tensor) -> float:
+    """1 - mean Spearman correlation between two rewards inside a group.
+
+    Args:
+        scores: ``[n, K]``; videos with a score that is not finite are left out.
+        groups: int64 ``[n]``.
+
+    Returns:
+        0 (one order) to 2 (opposite orders); NaN if no group has two rewards that vary.
+    """
+    known = scores.isfinite().all(dim=1)
+    found = []
+    for members in split(scores[known].double(), groups[known]):
+        ranks = average_ranks(members, torch.zeros(len(members)))  # [g, K]
+        ranks = ranks - ranks.mean(0)
+        size = ranks.norm(dim=0)
+        correlation = (ranks.T @ ranks) / (size[:, None] * size)  # NaN where one is constant
+        first, second = torch.triu_indices(len(size), len(size), offset=1)
+        found.append(correlation[first, second])
+    return 1.0 - float(torch.cat(found).nanmean()) if found else math.nan
+
+
+def spread(values: Tensor, groups: Tensor) -> float:
+    """Standard deviation inside groups, pooled over all of them; NaN values are left out.
+
+    Args:
+        values: ``[n]``.
+        groups: int64 ``[n]``.
+    """
+    known = values.isfinite()
+    parts = [part - part.mean() for part in split(values[known].double(), groups[known])]
+    return float(torch.cat(parts).square().mean().sqrt()) if parts else math.nan
+
+
+def split(values: Tensor, groups: Tensor) -> Iterator[Tensor]:
+    """The rows of each group."""
+    for group in torch.unique(groups).tolist():
+        yield values[groups == group]

@@ -1,0 +1,71 @@
+import sys
+from importlib import util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from astrolabe.load import load
+from astrolabe.registry import find, options_of
+
+
+def tool(name):
+    path = Path(__file__).parents[2] / "tools" / f"{name}.py"
+    spec = util.spec_from_file_location(name, path)
+    module = util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+arms = tool("ablate_arms")
+interval = tool("ablate_table").interval
+
+
+@pytest.mark.parametrize("arm", arms.ARMS, ids=lambda arm: arm.name)
+def test_every_arm_loads_with_options_that_exist(arm):
+    run = load(arm.recipes, arm.overrides(seed=1, steps=2))
+    assert (run.train.seed, run.train.steps) == (1, 2 * arm.length)
+    base = load(["tiny"], arms.COMMON).rollout
+    videos = base.num_prompts * base.group_size
+    assert run.rollout.num_prompts * run.rollout.group_size == videos
+    known = options_of(find("objectives", run.objective.name, arm.name)).keys()
+    assert run.objective.options.keys() <= known
+
+
+def test_names_are_unique_and_every_baseline_is_an_arm():
+    names = [arm.name for arm in arms.ARMS]
+    assert len(set(names)) == len(names)
+    assert {arm.baseline for arm in arms.ARMS} <= set(names)
+
+
+def test_no_two_arms_are_the_same_run():
+    runs = [repr(load(arm.recipes, arm.overrides(seed=0))) for arm in arms.ARMS]
+    assert len(set(runs)) == len(runs)
+
+
+def test_arms_are_chosen_by_name_or_family():
+    assert [arm.name for arm in arms.select(["beta", "base"])] == ["base", "beta/0.1", "beta/0.5"]
+    with pytest.raises(ValueError, match="no arm or family 'betta'"):
+        arms.select(["betta"])
+
+
+def test_interval_covers_the_truth_when_seeds_and_prompts_vary():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        seeds = 0.3 * generator.normal(size=(6, 1))
+        prompts = generator.normal(size=(1, 40))
+        low, high = interval(
+            2.0 + seeds + prompts + generator.normal(size=(6, 40)), resamples=500, seed=trial
+        )
+        covered += low <= 2.0 <= high
+    assert covered >= 0.88 * 200
+
+
+def test_an_interval_over_prompts_alone_would_miss_the_spread_of_seeds():
+    rows = np.array([[0.0] * 20, [1.0] * 20, [2.0] * 20])
+    low, high = interval(rows)
+    assert low < 0.3
+    assert high > 1.7
+    assert interval(rows[:1]) == (0.0, 0.0)
