@@ -56,14 +56,20 @@ def _rewards(*names: str) -> tuple[str, ...]:
 
 
 def _objective(name: str, options: str) -> tuple[str, ...]:
-    # Tables are merged, and the recipe's options are NFT's: a number in between clears them.
-    return (f"objective.name={name}", "objective.options=0", f"objective.options={options}")
+    return (f"objective.name={name}", f"objective.options={options}")
 
 
 def _pairs(*changes: str) -> tuple[str, ...]:
     """DPO picks its pairs in a minibatch: one update, whole groups; micro-batches count pairs."""
     return ("train.updates=1", "train.micro_batch=6", *changes)
 
+
+_STREAM = ("rollout.length=4", "rollout.start=uniform")
+_FULL = "train.context=attached"
+_SEQUENCE = (
+    *("rollout.num_frames=36", "rollout.num_prompts=2", "train.micro_batch=4"),
+    "evaluation.num_frames=9",
+)
 
 #: In the order of the table.
 ARMS = (
@@ -118,6 +124,11 @@ ARMS = (
     Arm("group/16x2", "2 prompts x 16", ("rollout.group_size=16", "rollout.num_prompts=2")),
     Arm("group/32x1", "1 prompt x 32", ("rollout.group_size=32", "rollout.num_prompts=1")),
     Arm("prediction/x0", "errors of clean latents", ("objective.options.prediction=x0",)),
+    Arm("stream/uniform", "a window anywhere in a video of four", _STREAM),
+    Arm("stream/last", "the last window of four", (*_STREAM[:1], "rollout.start=last")),
+    Arm("stream/uniform-full", "the same, full back-propagation in the window", (*_STREAM, _FULL)),
+    Arm("stream/sequence", "all four windows at once, half the videos", _SEQUENCE),
+    Arm("stream/sequence-full", "the same, full back-propagation", (*_SEQUENCE, _FULL)),
     Arm("public/all", "the public trainer's choices", recipes=("tiny", "compat_public")),
     Arm("longer/base", "three times as long", length=3),
     Arm(

@@ -205,6 +205,18 @@ def test_no_gradient_reaches_the_context():
     assert gradient[:, :6].abs().sum() == 0
 
 
+def test_full_back_propagation_gives_the_same_video_and_reaches_earlier_chunks():
+    model = small_model()
+    model.transformer.requires_grad_(True)
+    written = StreamingPolicy(model, 9)(batch())
+    clean = denoise(model, written.clone(), 0.9)
+    written["video", "latents"].requires_grad_(True)
+    attached = denoise(model, written, 0.9, context="attached")
+    torch.testing.assert_close(attached, clean, rtol=0, atol=1e-5)
+    gradient = torch.autograd.grad(attached[:, 6:].sum(), written["video", "latents"])[0]
+    assert gradient[:, :6].abs().sum() > 0
+
+
 def test_stackable_windows_have_equal_length_and_real_frames():
     model = small_model()
     plain, equal = StreamingPolicy(model, 9), StreamingPolicy(model, 9, stackable=True)
