@@ -28,7 +28,7 @@ def test_every_arm_loads_with_options_that_exist(arm):
     assert (run.train.seed, run.train.steps) == (1, 2 * arm.length)
     base = load(["tiny"], arms.COMMON).rollout
     videos = base.num_prompts * base.group_size
-    assert run.rollout.num_prompts * run.rollout.group_size == videos
+    assert run.rollout.num_prompts * run.rollout.group_size in (videos, videos // 2)
     known = options_of(find("objectives", run.objective.name, arm.name)).keys()
     assert run.objective.options.keys() <= known
 
