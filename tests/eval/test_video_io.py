@@ -109,8 +109,8 @@ def test_a_video_written_in_pieces_equals_one_written_at_once(tmp_path, moving_s
         writer.add(video[:3])
         assert not (tmp_path / "pieces.mp4").exists()
         writer.add(video[3:])
-    (tmp_path / "whole.mp4").write_bytes(encode_mp4(video, 8))
-    pieces, whole = (read_mp4(tmp_path / name) for name in ("pieces.mp4", "whole.mp4"))
+    write_mp4(tmp_path / "whole" / "video.mp4", video, 8)
+    pieces, whole = (read_mp4(tmp_path / name) for name in ("pieces.mp4", "whole/video.mp4"))
     assert pieces.frames.shape == whole.frames.shape
     assert pieces.fps == whole.fps
     # The encoder's threads do not always choose alike.
@@ -121,7 +121,9 @@ def test_a_video_written_in_pieces_equals_one_written_at_once(tmp_path, moving_s
         writer.add(video)
         with pytest.raises(ValueError, match="follow frames of"):
             writer.add(video[:, :, :-2])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["pieces.mp4", "sizes.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("pieces.mp4", "sizes.mp4", "whole"),
+    ]
 
 
 def test_an_error_while_frames_come_leaves_nothing(tmp_path, moving_square):
