@@ -337,3 +337,15 @@ def test_long_training_that_goes_on_repeats_the_uninterrupted_one(small_run):
 def test_windows_that_do_not_fit_are_refused(small_run, options, message):
     with pytest.raises(ConfigError, match=message):
         compose(long(small_run, **options))
+
+
+def test_the_state_of_other_rewards_is_refused_and_models_keep_their_weights(parts):
+    state = checkpoint.reward_state(parts.reward)
+    assert not any(name.startswith("terms") for name in state)
+    weights = {name: value.clone() for name, value in parts.reward.state_dict().items()}
+    checkpoint.load_reward(parts.reward, {name: value + 1 for name, value in state.items()})
+    for name, value in parts.reward.state_dict().items():
+        assert torch.equal(value, weights[name] + (name in state))
+    for other in ({}, {**state, "bias": torch.zeros(1)}):
+        with pytest.raises(CheckpointError, match="Put back the rewards"):
+            checkpoint.load_reward(parts.reward, other)

@@ -87,7 +87,7 @@ def apply(parts: Parts, state: State) -> int:
     parts.optimizer.load_state_dict(state["optimizer"])
     parts.snapshots.load_state_dict(state["snapshots"])
     parts.disagreement.load_state_dict(state["disagreement"])
-    parts.reward.load_state_dict(state["reward"], strict=False)
+    load_reward(parts.reward, state["reward"])
     parts.alarm.load_state_dict(state["alarm"])
     parts.env.sampler.load_state_dict(state["sampler"])
     return int(state["step"])
@@ -101,7 +101,21 @@ def restore_reward(folder: RunFolder, reward: CompositeReward) -> None:
     """
     checkpoint = folder.newest()
     if checkpoint is not None:
-        reward.load_state_dict(read_state(checkpoint)["reward"], strict=False)
+        load_reward(reward, read_state(checkpoint)["reward"])
+
+
+def load_reward(reward: CompositeReward, state: State) -> None:
+    """Give a composite reward what `reward_state` returned; its models keep their weights.
+
+    Raises:
+        CheckpointError: If the state is that of another composite reward.
+    """
+    if state.keys() != reward_state(reward).keys():
+        raise CheckpointError(
+            f"the checkpoint holds {sorted(state)} of the composite reward, which has "
+            f"{sorted(reward_state(reward))}. Put back the rewards that the run was started with."
+        )
+    reward.load_state_dict({**reward.state_dict(), **state})
 
 
 def reward_state(reward: CompositeReward) -> State:
