@@ -1,0 +1,87 @@
+"""Commands that tell what there is: recipes, parts, keys, this machine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from astrolabe.epilog import examples
+from astrolabe.errors import ConfigError
+
+commands = typer.Typer()
+
+
+@commands.command(
+    epilog=examples(
+        "astrolabe recipes tiny > mine.toml",
+        "astrolabe train mine.toml",
+    )
+)
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Print this recipe.")] = None,
+) -> None:
+    """List the recipes, or print one as a start for your own."""
+    from astrolabe.load import read_recipe, recipe_names
+
+    if name is not None:
+        typer.echo(read_recipe(name), nl=False)
+        return
+    for known in recipe_names():
+        typer.echo(read_recipe(known).splitlines()[0].removeprefix("# "))
+
+
+@commands.command(
+    epilog=examples(
+        "astrolabe parts rewards",
+        "astrolabe parts objectives nft",
+    )
+)
+def parts(
+    kind: Annotated[
+        str | None, typer.Argument(help="models, rewards, objectives or suites.")
+    ] = None,
+    name: Annotated[str | None, typer.Argument(help="Explain this part and its options.")] = None,
+) -> None:
+    """List the models, rewards, objectives and prompt lists that are installed, also your own."""
+    import inspect
+    from difflib import get_close_matches
+
+    from astrolabe.registry import KINDS, find, names, options_of
+
+    chosen = [known for known in KINDS if kind in (None, known)]
+    if not chosen:
+        close = get_close_matches(str(kind), KINDS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"there is no kind of parts {kind!r}.{hint} Kinds: {', '.join(KINDS)}.")
+    if name is not None:
+        maker = find(chosen[0], name, f"astrolabe parts {kind}")
+        typer.echo(f"{name}: {inspect.getdoc(maker) or 'no description'}\n\nOptions:")
+        for option in options_of(maker).values():
+            typer.echo(f"  {option}")
+        return
+    for known in chosen:
+        typer.echo(f"{known}:")
+        found = names(known)
+        width = max(map(len, found), default=0)
+        for part, target in found.items():
+            typer.echo(f"  {part:<{width}}  {target}")
+
+
+@commands.command()
+def keys() -> None:
+    """Print the entries of a batch: what each is, who writes it, who reads it."""
+    from astrolabe.keys_table import table
+
+    typer.echo(table(), nl=False)
+
+
+@commands.command()
+def doctor() -> None:
+    """Examine this machine and the installation; exit code 1 if something needs mending."""
+    from astrolabe.doctor import examine
+
+    good = True
+    for finding in examine(Path()):
+        good &= finding.good
+        typer.echo(f"{'ok ' if finding.good else 'BAD'}  {finding.name:<12} {finding.detail}")
+    raise typer.Exit(0 if good else 1)

@@ -1,0 +1,127 @@
+"""Commands about training runs."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from astrolabe.epilog import examples
+from astrolabe.errors import ConfigError
+
+commands = typer.Typer()
+
+
+@commands.command(
+    epilog=examples(
+        "astrolabe train",
+        "astrolabe train tiny --set train.steps=10 --set train.seed=1 --out runs/short",
+        "astrolabe train tiny my_changes.toml --dry-run",
+        "astrolabe train --resume runs/short",
+    )
+)
+def train(
+    recipes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE]...", help="Names or .toml files; a later one wins."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; by default runs/RECIPE-TIME.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with this run; no other setting.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print all settings and stop.")] = False,
+) -> None:
+    """Train a model: by default the embedded one, with the recipe `tiny`.
+
+    The run folder gets all settings, the metrics of every step, checkpoints, sample videos and, at
+    the end, `report.html` with the model before and after. Ctrl-C saves first.
+    """
+    from astrolabe.load import load, to_json
+
+    if resume is not None:
+        if recipes or overrides or out or dry_run:
+            raise ConfigError(
+                "--resume takes no other setting: the run goes on as it was started. "
+                "Leave out the recipes, --set, --out and --dry-run."
+            )
+        typer.echo(f"Going on with {resume}")
+        from astrolabe import session
+
+        raise typer.Exit(session.resume(resume))
+    chosen = recipes or ["tiny"]
+    run = load(chosen, overrides or [])
+    if dry_run:
+        typer.echo(to_json(run), nl=False)
+        return
+    folder = out or Path("runs") / f"{Path(chosen[0]).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    typer.echo(f"Run folder: {folder}")
+    from astrolabe import session
+
+    raise typer.Exit(session.start(run, folder))
+
+
+@commands.command(
+    "eval",
+    epilog=examples(
+        "astrolabe eval runs/short",
+        "astrolabe eval runs/short --num-videos 256 --prompts my_prompts.txt",
+    ),
+)
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompt file or packaged list; by default the run's.")
+    ] = None,
+    num_videos: Annotated[int | None, typer.Option(help="Videos before and after.")] = None,
+) -> None:
+    """Compare a run's model before and after, on held-out prompts with the same noise.
+
+    Writes `report.html` and `report.json` into the run folder.
+    """
+    from dataclasses import replace
+
+    from astrolabe.evaluate import evaluate as evaluate_run
+    from astrolabe.run_folder import RunFolder
+
+    folder, settings = RunFolder.open(run)
+    evaluation = settings.evaluation
+    try:
+        evaluation = replace(
+            evaluation,
+            prompts=prompts or evaluation.prompts,
+            num_videos=evaluation.num_videos if num_videos is None else num_videos,
+        )
+    except ValueError as error:
+        raise ConfigError(f"astrolabe eval: {error}") from error
+    evaluate_run(folder, replace(settings, evaluation=evaluation), typer.echo)
+
+
+@commands.command(
+    epilog=examples(
+        "astrolabe export runs/short adapter",
+        "astrolabe export runs/short merged.safetensors --format merged",
+    )
+)
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    target: Annotated[Path, typer.Argument(help="File or folder to write.")],
+    kind: Annotated[
+        str, typer.Option("--format", help="lora: the adapter alone; merged: the whole model.")
+    ] = "lora",
+    overwrite: Annotated[bool, typer.Option(help="Replace a target that exists.")] = False,
+) -> None:
+    """Write what a run has trained for use elsewhere.
+
+    A LoRA becomes a folder that peft and diffusers read. A merged model is written as `astrolabe
+    convert` does: .safetensors, .pt, or a folder of diffusers.
+    """
+    from astrolabe.export import export as export_run
+
+    export_run(run, target, kind=kind, overwrite=overwrite)
+    typer.echo(target)

@@ -1,0 +1,148 @@
+"""Commands that make videos, score them, and convert the models that make them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from astrolabe.epilog import examples
+from astrolabe.errors import ConfigError
+
+commands = typer.Typer()
+
+
+@commands.command(
+    epilog=examples(
+        'astrolabe generate "a blue square orbits on a black background"',
+        "astrolabe generate --file prompts.txt --run runs/short --seconds 10 --out videos",
+        'astrolabe generate "a cat wakes[5s] | it runs[10s#]" --model infinity-rope',
+        "torchrun --nproc-per-node 8 -m astrolabe generate --file prompts.txt --model longlive",
+    )
+)
+def generate(
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="What to show, or scenes.")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="One prompt or script of scenes per line; or LongLive's .jsonl."),
+    ] = None,
+    switch_frames: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="Latent frames at which a .jsonl's prompts change."),
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="Use what this run has learned.")] = None,
+    model: Annotated[str, typer.Option(help="Model, if no run is given.")] = "tiny",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="model.options.NAME=VALUE", help="Option of the model."),
+    ] = None,
+    begin: Annotated[
+        Path | None, typer.Option(help="Picture or video that the videos go on from.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(help="Pixel frames, whole chunks.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Length instead of --frames.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Noise of the first video.")] = 0,
+    num_seeds: Annotated[int, typer.Option(min=1, help="Videos of each prompt.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Videos sampled together.")] = 8,
+    overwrite: Annotated[bool, typer.Option(help="Make again what is there.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the mp4 files.")] = Path("videos"),
+) -> None:
+    """Make videos from prompts, one mp4 each, written while they are made.
+
+    The embedded model knows coloured shapes: "a red circle bounces on a white background". Memory
+    does not grow with length, so videos may be far longer than those a model was trained on.
+
+    Scenes are parted by |, each with its length: "a cat wakes[5s] | it runs[10s#] | it sleeps".
+    The # makes a hard cut at the START of its scene: here, before "it runs". Scenes without a
+    length take --seconds or --frames.
+
+    Called again, it makes only what is missing; manifest.jsonl says how each video was made.
+    """
+    from astrolabe.generation import Request, perform
+    from astrolabe.load import load
+
+    outside = [text for text in overrides or [] if not text.startswith("model.options.")]
+    if outside:
+        raise ConfigError(
+            f"--set {outside[0]}: only model.options.NAME=VALUE can be set here; "
+            "see astrolabe parts models NAME for the options of a model."
+        )
+    try:
+        switches = [int(number) for number in (switch_frames or "").split(",") if number.strip()]
+    except ValueError:
+        raise ConfigError(
+            f"--switch-frames {switch_frames!r} is no list of latent frames such as 40,80,120."
+        ) from None
+    chosen = load(["tiny"], [f"model.name={model}", *(overrides or [])]).model
+    request = Request(
+        prompts=prompts or [],
+        file=file,
+        switch_frames=switches,
+        model=chosen,
+        run=run,
+        begin=begin,
+        frames=frames,
+        seconds=seconds,
+        seed=seed,
+        num_seeds=num_seeds,
+        batch_size=batch_size,
+        overwrite=overwrite,
+        out=out,
+    )
+    perform(request, typer.echo)
+
+
+@commands.command(
+    epilog=examples(
+        "astrolabe score videos/*.mp4 --reward sharpness_vq --reward flow_mq",
+        'astrolabe score ball.mp4 --prompt "a red ball rolls to the left" --reward attribute_ta',
+    )
+)
+def score(
+    videos: Annotated[list[Path], typer.Argument(help="Video files.")],
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="What a video should show: one for all, or one for each, in order."),
+    ] = None,
+    reward: Annotated[
+        list[str] | None, typer.Option(help="Names of rewards; see astrolabe parts rewards.")
+    ] = None,
+) -> None:
+    """Score video files with reward models; larger is better."""
+    from astrolabe.config import RewardTerm
+    from astrolabe.score import score_videos
+
+    given = prompt or [""]
+    if len(given) not in (1, len(videos)):
+        raise ConfigError(
+            f"{len(given)} prompts for {len(videos)} videos. Give one for all, or one for each."
+        )
+    texts = given * len(videos) if len(given) == 1 else given
+    terms = {name: RewardTerm() for name in reward or ["sharpness_vq", "flow_mq"]}
+    for path, scores in zip(videos, score_videos(videos, texts, terms), strict=True):
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        typer.echo(f"{path}  {numbers}")
+
+
+@commands.command(
+    epilog=examples(
+        "astrolabe convert self_forcing_dmd.pt wan-diffusers",
+        "astrolabe convert wan-diffusers/transformer generator.pt --dtype bf16",
+    )
+)
+def convert(
+    source: Annotated[Path, typer.Argument(help="Checkpoint: a file or a folder.")],
+    target: Annotated[Path, typer.Argument(help="File or folder to write.")],
+    dtype: Annotated[str, typer.Option(help="keep, bf16, fp16 or fp32.")] = "keep",
+    overwrite: Annotated[bool, typer.Option(help="Replace a target that exists.")] = False,
+) -> None:
+    """Turn a checkpoint of Wan's transformer into another form, with all its keys checked.
+
+    TARGET ends in .safetensors: one file with Wan's own names; in .pt: the layout of Self-Forcing;
+    in nothing: a folder that diffusers reads.
+    """
+    from astrolabe.export import convert as convert_checkpoint
+
+    count = convert_checkpoint(source, target, dtype=dtype, overwrite=overwrite)
+    typer.echo(f"{target}  {count / 1e9:.3f} B parameters")
