@@ -217,6 +217,25 @@ def test_full_back_propagation_gives_the_same_video_and_reaches_earlier_chunks()
     assert gradient[:, :6].abs().sum() > 0
 
 
+@pytest.mark.parametrize("relative", [False, True])
+def test_full_back_propagation_reaches_what_lies_before_the_window(relative):
+    model = small_model(relative=relative)
+    model.transformer.requires_grad_(True)
+    policy = StreamingPolicy(model, 9)
+    for index in range(4):
+        written = policy(batch(index=index))
+    written["window", "context"].requires_grad_(True)
+    seen = {}
+    for context in ("clean", "attached"):
+        out = denoise(model, written.clone(), 0.9, context=context)
+        before = torch.autograd.grad(out.sum(), written["window", "context"], allow_unused=True)[0]
+        seen[context] = out.detach(), before
+    torch.testing.assert_close(seen["attached"][0], seen["clean"][0], rtol=0, atol=1e-5)
+    assert seen["clean"][1] is None
+    frames = seen["attached"][1].abs().sum((0, 2, 3, 4))
+    assert (frames > 0).all()  # sink and recent frames alike
+
+
 def test_stackable_windows_have_equal_length_and_real_frames():
     model = small_model()
     plain, equal = StreamingPolicy(model, 9), StreamingPolicy(model, 9, stackable=True)

@@ -10,6 +10,7 @@ numbers in the video and only those that would lie apart (the sink, the frames a
 moved up to them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +89,29 @@ class KVCache:
         self._raw_sink: dict[int, Tensor] = {}  # its keys as they were written
         self._text_of: Tensor | None = None
         self._text: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @classmethod
+    def holding(
+        cls, rule: CacheRule, recorded: Mapping[int, tuple[Tensor, Tensor]], end: int
+    ) -> "KVCache":
+        """Return a closed cache of given keys and values, through which gradients can flow.
+
+        Args:
+            rule: What was kept of the video.
+            recorded: Rotated keys and values ``[B, tokens, heads, head_dim]`` by layer; the sink's
+                at positions from 0, all others at their own.
+            end: Frames of the video up to here, seen and dropped ones included.
+        """
+        s = rule.tokens
+        length = recorded[0][0].shape[1] // s
+        cache = cls(rule, len(recorded), capacity=length)
+        cache.length, cache.end, cache._sink_from = length, end, end - length
+        sink = min(rule.sink, length) * s
+        for layer, (keys, values) in recorded.items():
+            placed = rule.place_sink(keys[:, :sink], end - length)
+            cache._keys[layer] = torch.cat([placed, keys[:, sink:]], 1)
+            cache._values[layer] = values
+        return cache
 
     @property
     def positions(self) -> range:

@@ -1,5 +1,6 @@
 """Denoiser: predicts a whole noisy window's clean latents, each chunk over what the sampler saw."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +12,6 @@ from astrolabe_rollout.attention import KeyValue
 from astrolabe_rollout.cache import KVCache
 from astrolabe_rollout.keys import CONTEXT, DENOISED, EMBEDS, INDEX, LATENTS, NOISY, SIGMA
 from astrolabe_rollout.model import VideoModel
-from astrolabe_rollout.sampler import write_clean
 from astrolabe_rollout.schedule import to_x0
 
 
@@ -22,17 +22,17 @@ class Denoiser(TensorDictModuleBase):
     ``("window","context")``, ``("window","index")`` and ``("prompt","embeds")``; writes
     ``("denoised","latents")``.
 
-    The context is rebuilt without gradient by the weights in force: sink and recent frames before
-    the window, and the window's own earlier chunks, all clean at timestep 0 (Astrolabe section
-    3.3).
+    The context is rebuilt by the weights in force, without gradient unless it is attached: sink and
+    recent frames before the window, and the window's own earlier chunks, all clean at timestep 0
+    (Astrolabe section 3.3).
 
     Args:
         model: The video model.
         num_frames: Latent frames of a window, to place windows after the first in time.
         context: What a chunk sees of the window's earlier chunks: ``"clean"`` and detached, as in
-            sampling; ``"attached"``, the same with gradient (full back-propagation inside the
-            window); or ``"noisy"`` at their own level and with gradient, as the public trainer
-            meant to.
+            sampling; ``"attached"``, the same with gradient (full back-propagation, also through
+            what lies before the window); or ``"noisy"`` at their own level and with gradient, as
+            the public trainer meant to.
         mask: ``"chunk"``, or ``"frame"``: each frame sees only those before it, as the public
             trainer does.
 
@@ -91,43 +91,19 @@ class Denoiser(TensorDictModuleBase):
         noisy, sigma, embeds, latents = (batch[key] for key in (NOISY, SIGMA, EMBEDS, LATENTS))
         size = self.geometry.chunk if self.mask == "chunk" else 1
         chunks = (size,) * (noisy.shape[1] // size)
-        prefix = self._prefix(batch[CONTEXT], embeds, window * self.num_frames)
         clean: dict[int, KeyValue] | None = None
-        if self.context != "noisy":
-            clean = {}
-            attached = self.context == "attached" and torch.is_grad_enabled()
-            with torch.set_grad_enabled(attached):
-                self._record(latents, embeds, chunks, prefix, clean)
+        attached = self.context == "attached" and torch.is_grad_enabled()
+        with torch.set_grad_enabled(attached):
+            prefix = self._prefix(batch[CONTEXT], embeds, window * self.num_frames)
+            if self.context != "noisy":
+                clean = self._recorded(
+                    latents[:, : -chunks[-1]], embeds, chunks[:-1], prefix, window * self.num_frames
+                )
         velocity = self.transformer.forward_window(
             noisy, self.timestep(sigma), embeds, chunks=chunks, prefix=prefix, clean=clean
         )
         return to_x0(noisy, velocity, sigma)
 
-    def _record(
-        self,
-        latents: Tensor,
-        embeds: Tensor,
-        chunks: tuple[int, ...],
-        prefix: KVCache | None,
-        record: dict[int, KeyValue],
-    ) -> None:
-        """Record the clean keys and values of all chunks but the last, which no chunk sees."""
-        earlier = latents[:, : -chunks[-1]]
-        if not earlier.shape[1]:
-            record.update(dict.fromkeys(range(self.transformer.layers), _nothing(latents)))
-            return
-        self.transformer.forward_window(
-            earlier,
-            earlier.new_zeros(earlier.shape[:2]),
-            embeds,
-            chunks=chunks[:-1],
-            prefix=None if self.alone else prefix,
-            record=record,
-            window=self.alone,
-            start=0 if prefix is None else prefix.end,
-        )
-
-    @torch.no_grad()
     def _prefix(self, context: Tensor, embeds: Tensor, before: int) -> KVCache | None:
         """Rebuild the cache of the frames before the window from their latents."""
         if not before:
@@ -138,20 +114,52 @@ class Denoiser(TensorDictModuleBase):
                 "windows after the first need a cache of bounded size, but this model sees its "
                 "whole past. Give its geometry a window, or train on one window."
             )
-        cache = self.transformer.new_cache()
         real = min(before, context.shape[1])
         sink = min(geometry.sink, real)
-        for part in (
-            *torch.split(context[:, :sink], geometry.chunk, 1),
-            *torch.split(context[:, sink:real], geometry.chunk, 1),
+        recent = before - real + sink  # number of the first frame after the sink
+        cache: KVCache | None = None
+        held: dict[int, KeyValue] = {}
+        for part, start, end in (
+            (context[:, :sink], 0, recent),
+            (context[:, sink:real], recent, before),
         ):
             if part.shape[1]:
-                if cache.end == sink:
-                    cache.skip(before - real)
-                cache.open(part.shape[1])
-                write_clean(self.transformer, part, embeds, cache)
+                chunks = [chunk.shape[1] for chunk in part.split(geometry.chunk, 1)]
+                new = self._recorded(part, embeds, chunks, cache, start)
+                held = {layer: _joined(held.get(layer), pair) for layer, pair in new.items()}
+                cache = KVCache.holding(self.transformer.rule, held, end)
         return cache
+
+    def _recorded(
+        self,
+        latents: Tensor,
+        embeds: Tensor,
+        chunks: Sequence[int],
+        prefix: KVCache | None,
+        start: int,
+    ) -> dict[int, KeyValue]:
+        """Keys and values of clean latents from frame ``start`` of the video on."""
+        if not chunks:
+            return dict.fromkeys(range(self.transformer.layers), _nothing(latents))
+        record: dict[int, KeyValue] = {}
+        self.transformer.forward_window(
+            latents,
+            latents.new_zeros(latents.shape[:2]),
+            embeds,
+            chunks=chunks,
+            prefix=None if self.alone else prefix,
+            record=record,
+            window=self.alone,
+            start=start,
+        )
+        return record
 
 
 def _nothing(like: Tensor) -> KeyValue:
     return like.new_empty(0), like.new_empty(0)
+
+
+def _joined(before: KeyValue | None, new: KeyValue) -> KeyValue:
+    if before is None:
+        return new
+    return torch.cat([before[0], new[0]], 1), torch.cat([before[1], new[1]], 1)
