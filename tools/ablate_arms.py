@@ -132,6 +132,13 @@ ARMS = (
     Arm("public/all", "the public trainer's choices", recipes=("tiny", "compat_public")),
     Arm("longer/base", "three times as long", length=3),
     Arm(
+        "longer/none",
+        "no KL term, three times as long",
+        _kl("none", "1e-4"),
+        baseline="longer/base",
+        length=3,
+    ),
+    Arm(
         "longer/vq-none",
         "sharpness alone, no KL, three times as long",
         _rewards("sharpness_vq"),

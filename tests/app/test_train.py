@@ -6,7 +6,7 @@ import torch
 from astrolabe import checkpoint
 from astrolabe.clock import Clock
 from astrolabe.compose import compose
-from astrolabe.config import Part
+from astrolabe.config import Disagreement, Part, RewardTerm
 from astrolabe.errors import ConfigError
 from astrolabe.train import reseed, summarise, train, update
 from astrolabe_rollout.collector import make_collector
@@ -18,7 +18,7 @@ def numbers(step):
     return {
         name: value
         for name, value in step.metrics.items()
-        if not name.startswith(("time/", "memory/"))
+        if not name.startswith(("time/", "memory/", "overlap/"))
     }
 
 
@@ -232,6 +232,29 @@ def test_a_step_may_sample_its_videos_in_parts(small_run):
         assert found["prompt", "seed"].equal(steps[0]["prompt", "seed"])
         for key in (("video", "latents"), ("score", "tiny_ta")):
             torch.testing.assert_close(found[key], steps[0][key], rtol=1e-3, atol=1e-3)
+
+
+def test_a_reward_of_the_whole_video_sees_its_history(small_run):
+    rewards = {
+        "sharpness_vq": small_run.rewards["sharpness_vq"],
+        "whole": RewardTerm(name="flow_mq", scope="video"),
+    }
+    rollout = replace(small_run.rollout, num_frames=3, length=3, start="last", overview=5)
+    run = replace(small_run, rewards=rewards, rollout=rollout, disagreement=Disagreement("none"))
+    parts = compose(run)
+    seen = []
+    inner = parts.reward.rewards["whole"].scorer
+    inner.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    step = next(train(run, parts, Clock()))
+    (whole,) = seen
+    assert whole["video", "pixels"].shape[-4] == 5
+    # 33 frames of three windows at 16 a second are 2 seconds, in which the overview has 5.
+    assert whole["video", "fps"].flatten().tolist() == [pytest.approx(2.0)] * 4
+    first = whole["video", "pixels"].flatten(0, 1)[:, 0]
+    assert torch.equal(first[0], first[1])  # candidates of a group share their history
+    last = whole["video", "pixels"].flatten(0, 1)[:, -1]
+    assert not torch.equal(last[0], last[1])
+    assert ("video", "overview") not in step.batch.keys(True)
 
 
 def test_a_run_goes_on_from_an_adapter(small_run, parts, tmp_path):

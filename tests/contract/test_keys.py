@@ -72,7 +72,7 @@ def batch():
     add_lora(model.transformer.network, rank=2, alpha=2)
     snapshots = Snapshots(trainable_parameters(model.transformer.network), "old", "reference")
     env = PromptEnv(["a red circle spins", "a blue square"], model, group_size=2)
-    policy = StreamingPolicy(model, 3, record=True)
+    policy = StreamingPolicy(model, 3, record=True, overview=5)
     (batch,) = make_collector(env, policy, 1)
     rewards = {"sharpness_vq": (SharpnessVQ(), 1.0), "flow_mq": (FlowMQ(), 1.0)}
     Monitors()(CompositeReward(rewards)(batch))
@@ -101,6 +101,7 @@ LETTERS = {
     "D": 96,
     "K": 4,
     "P": 768,
+    "O": 5,
 }
 
 

@@ -29,6 +29,7 @@ class Clock:
     def __init__(self, watch: Watcher = lambda phase, share: None) -> None:
         self._watch = watch
         self._seconds: dict[str, float] = {}
+        self._hidden: float | None = None
         self._phase = ""
 
     @contextmanager
@@ -43,14 +44,23 @@ class Clock:
         seconds = time.perf_counter() - start
         self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
 
+    def hide(self, seconds: float) -> None:
+        """Count seconds of work that went on beside a phase, and so made no step longer."""
+        self._hidden = (self._hidden or 0.0) + seconds
+
     def progress(self, share: float) -> None:
         """Say that ``share`` of the present phase is done."""
         self._watch(self._phase, min(share, 1.0))
 
     def take(self) -> dict[str, float]:
-        """Return ``time/<phase>_s`` since the last call, and ``memory/peak_gib`` of the process."""
+        """Return ``time/<phase>_s`` since the last call, and ``memory/peak_gib`` of the process.
+
+        If some work was hidden, ``overlap/hidden_s`` too.
+        """
         times = {f"time/{phase}_s": seconds for phase, seconds in self._seconds.items()}
-        self._seconds = {}
+        if self._hidden is not None:
+            times["overlap/hidden_s"] = self._hidden
+        self._seconds, self._hidden = {}, None
         return {**times, "memory/peak_gib": peak_memory()}
 
 

@@ -25,6 +25,7 @@ from astrolabe_objectives import (
     Snapshots,
 )
 from astrolabe_rewards import CompositeReward, Monitors
+from astrolabe_rewards.whole_video import WholeVideo
 from astrolabe_rollout.denoiser import Denoiser
 from astrolabe_rollout.env import PromptEnv
 from astrolabe_rollout.group_streaming import GroupStreamingPolicy
@@ -200,7 +201,13 @@ def build_policy(run: Run, model: VideoModel, reward: CompositeReward, *, record
     rollout = run.rollout
     stackable = rollout.windows > 1
     if not rollout.shared:
-        return StreamingPolicy(model, rollout.num_frames, stackable=stackable, record=record)
+        return StreamingPolicy(
+            model,
+            rollout.num_frames,
+            stackable=stackable,
+            record=record,
+            overview=run.overview,
+        )
     lengths = [rollout.length, rollout.windows, *(length for _, length in rollout.curriculum)]
     return GroupStreamingPolicy(
         model,
@@ -212,6 +219,7 @@ def build_policy(run: Run, model: VideoModel, reward: CompositeReward, *, record
         scene_windows=rollout.scene_windows,
         capacity=max(lengths) * rollout.num_frames,
         record=record,
+        overview=run.overview,
     )
 
 
@@ -229,13 +237,19 @@ def build_model(part: Part) -> VideoModel:
     return model
 
 
-def build_reward(run: Run) -> CompositeReward:
-    """Make the weighted sum of the rewards; terms of weight 0 are scored and not summed."""
+def build_reward(run: Run, *, grouped: bool = True) -> CompositeReward:
+    """Make the weighted sum of the rewards; terms of weight 0 are scored and not summed.
+
+    If batches are not ``grouped``, as in a report, fixed units stand in for normalised groups.
+    """
+    normalise = run.composite.normalise
+    if normalise == "group" and not grouped:
+        normalise = "fixed"
     fixed = {name: (term.mean, term.std) for name, term in run.rewards.items()}
     return CompositeReward(
         {name: (build_term(name, term), term.weight) for name, term in run.rewards.items()},
-        normalise=run.composite.normalise,
-        statistics=fixed if run.composite.normalise == "fixed" else None,
+        normalise=normalise,
+        statistics=fixed if normalise == "fixed" else None,
         on_error=run.composite.on_error,
     )
 
@@ -243,7 +257,7 @@ def build_reward(run: Run) -> CompositeReward:
 def build_term(name: str, term: RewardTerm, table: str = "rewards") -> Scorer:
     """Make one reward of a table of settings."""
     scorer: Scorer = build("rewards", term.name or name, term.options, where=f"{table}.{name}")
-    return scorer
+    return WholeVideo(scorer, name) if term.scope == "video" else scorer
 
 
 def build_snapshots(run: Run, parameters: Mapping[str, nn.Parameter]) -> Snapshots:

@@ -8,6 +8,25 @@ recipe holds what differs from them. Values are checked here, types in `astrolab
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from astrolabe.config_rewards import Advantage, Composite, Disagreement, Guard, RewardTerm
+from astrolabe.limits import above_zero, at_least, share
+
+__all__ = [
+    "Advantage",
+    "Composite",
+    "Disagreement",
+    "Evaluation",
+    "Guard",
+    "Logging",
+    "Lora",
+    "Part",
+    "RewardTerm",
+    "Rollout",
+    "Run",
+    "Snapshots",
+    "Train",
+]
+
 
 @dataclass(frozen=True)
 class Part:
@@ -17,35 +36,6 @@ class Part:
     """Name in an entry point group (see `astrolabe parts`), or ``module:attribute``."""
     options: dict[str, Any] = field(default_factory=dict)  # Any: the constructor says what it takes
     """Keyword arguments of the constructor."""
-
-
-@dataclass(frozen=True)
-class RewardTerm:
-    """One term of the composite reward; its key in ``[rewards]`` names its score."""
-
-    weight: float = 1.0
-    """Factor in the sum; 0 only watches the score."""
-    name: str = ""
-    """Name of the part; empty: the same as the key."""
-    options: dict[str, Any] = field(default_factory=dict)  # Any: the constructor says what it takes
-    """Keyword arguments of the constructor."""
-    mean: float = 0.0
-    """Subtracted from the score before the sum, if ``composite.normalise`` is ``fixed``."""
-    std: float = 1.0
-    """The score is divided by it before the sum, if ``composite.normalise`` is ``fixed``."""
-
-    def __post_init__(self) -> None:
-        _above_zero("std", self.std)
-
-
-@dataclass(frozen=True)
-class Composite:
-    """How the rewards become one number."""
-
-    normalise: Literal["none", "fixed", "running"] = "none"
-    """Sum scores as they are (the paper), in the fixed units of each term, or in running ones."""
-    on_error: Literal["raise", "invalid"] = "raise"
-    """Stop at a score that cannot be had, or leave that video out."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +51,8 @@ class Lora:
     peft or a file such as LongLive's ``lora.pt``; empty: start from none."""
 
     def __post_init__(self) -> None:
-        _at_least("rank", self.rank, 1)
-        _at_least("alpha", self.alpha, 1)
+        at_least("rank", self.rank, 1)
+        at_least("alpha", self.alpha, 1)
 
 
 @dataclass(frozen=True)
@@ -92,16 +82,21 @@ class Rollout:
     """Which candidate of a group the next window goes on from: one for all, or each from itself."""
     scene_windows: int = 0
     """Windows of each prompt, where prompts are scripts parted by ``|``; 0: they are not."""
+    overview: int = 16
+    """Frames, spread evenly, that rewards of ``scope = "video"`` see of the whole video so far."""
     batch_size: int = 0
     """Videos sampled and scored together; 0: all of a step. No result depends on it."""
+    overlap: bool = True
+    """Score these while the next are sampled, both by the same policy; needs a ``batch_size``."""
 
     def __post_init__(self) -> None:
-        _at_least("num_prompts", self.num_prompts, 1)
-        _at_least("num_frames", self.num_frames, 1)
-        _at_least("windows", self.windows, 1)
-        _at_least("batch_size", self.batch_size, 0)
-        _at_least("length", self.length, 0)
-        _at_least("scene_windows", self.scene_windows, 0)
+        at_least("num_prompts", self.num_prompts, 1)
+        at_least("num_frames", self.num_frames, 1)
+        at_least("windows", self.windows, 1)
+        at_least("batch_size", self.batch_size, 0)
+        at_least("length", self.length, 0)
+        at_least("scene_windows", self.scene_windows, 0)
+        at_least("overview", self.overview, 2)
         videos = self.num_prompts * self.group_size
         if self.batch_size and videos % self.batch_size:
             raise ValueError(
@@ -128,33 +123,6 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class Advantage:
-    """What counts as better than the other videos of the prompt."""
-
-    reward: str = "total"
-    """``total``: the weighted sum (section 3.3); a reward's name: that one alone (algorithm 1)."""
-    std: Literal["global", "group", "none"] = "global"
-    """Divide by the standard deviation of the batch, of the group, or not at all."""
-    mode: Literal["reward", "leave_one_out", "rank", "per_reward"] = "reward"
-    """Compare rewards with the group's mean, with the mean of the others, by rank, or each reward
-    by itself before they are summed (as GDPO does)."""
-
-
-@dataclass(frozen=True)
-class Disagreement:
-    """Where the KL penalty acts."""
-
-    mode: Literal["selective", "uniform", "none"] = "selective"
-    """On samples whose rewards disagree, on all, or on none."""
-    primary: str = "total"
-    """The score that might be gamed: ``total``, or a reward's name."""
-    rank_scope: Literal["batch", "group"] = "batch"
-    """Rank the whole batch (algorithm 1), or each group by itself."""
-    sign: Literal["paper", "public"] = "paper"
-    """``public`` repeats the flipped sign of the public code, for comparison."""
-
-
-@dataclass(frozen=True)
 class Snapshots:
     """How the behaviour policy ("old") and the reference follow the trained policy."""
 
@@ -176,11 +144,11 @@ class Snapshots:
     """Whether the largest KL term falls after each renewal for age, and rises after hasty ones."""
 
     def __post_init__(self) -> None:
-        _share("old_decay", self.old_decay)
-        _share("old_cap", self.old_cap)
+        share("old_decay", self.old_decay)
+        share("old_cap", self.old_cap)
         for name in ("old_slope", "old_delay", "reference_max_kl", "reference_max_epochs"):
-            _at_least(name, getattr(self, name), 0)
-        _at_least("old_every", self.old_every, 1)
+            at_least(name, getattr(self, name), 0)
+        at_least("old_every", self.old_every, 1)
         if self.reference_adaptive and not (self.reference_max_kl and self.reference_max_epochs):
             raise ValueError(
                 "reference_adaptive needs both limits. Set snapshots.reference_max_kl and "
@@ -223,9 +191,9 @@ class Train:
 
     def __post_init__(self) -> None:
         for name in ("steps", "updates", "micro_batch"):
-            _at_least(name, getattr(self, name), 1)
-        _above_zero("lr", self.lr)
-        _above_zero("max_grad_norm", self.max_grad_norm)
+            at_least(name, getattr(self, name), 1)
+        above_zero("lr", self.lr)
+        above_zero("max_grad_norm", self.max_grad_norm)
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}. Take a number from 0 to {2**32 - 1}.")
 
@@ -250,10 +218,10 @@ class Evaluation:
     """Write the report when training ends."""
 
     def __post_init__(self) -> None:
-        _at_least("num_videos", self.num_videos, 2)
-        _at_least("num_frames", self.num_frames, 0)
-        _at_least("batch_size", self.batch_size, 1)
-        _at_least("seed", self.seed, 0)
+        at_least("num_videos", self.num_videos, 2)
+        at_least("num_frames", self.num_frames, 0)
+        at_least("batch_size", self.batch_size, 1)
+        at_least("seed", self.seed, 0)
 
 
 @dataclass(frozen=True)
@@ -272,41 +240,10 @@ class Logging:
     """TorchRL loggers to use beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        _at_least("checkpoint_every", self.checkpoint_every, 1)
-        _at_least("keep", self.keep, 1)
-        _at_least("samples_every", self.samples_every, 0)
-        _at_least("samples", self.samples, 1)
-
-
-@dataclass(frozen=True)
-class Guard:
-    """What watches that the policy does not game its rewards, and that numbers are numbers.
-
-    There is an alarm when the trained reward rises while a held-out one falls: a term of
-    ``[rewards]`` with weight 0, which nothing is trained on.
-    """
-
-    action: Literal["warn", "raise_kl", "stop", "off"] = "warn"
-    """At an alarm: tell, tell and raise the KL coefficient, tell and stop, or watch nothing."""
-    kl_factor: float = 5.0
-    """``raise_kl`` multiplies the objective's ``kl_coeff`` by it (the paper tried 1e-4, 5e-4)."""
-    window: int = 30
-    """Steps over which a trend is judged; the first alarm may come after half of them."""
-    margin: float = 3.0
-    """Standard deviations by which both trends must differ from chance."""
-    min_fall: float = 0.25
-    """Least fall of the held-out reward, in its standard deviations inside a group."""
-    max_skipped: int = 3
-    """Steps in a row with a loss or gradient that is not finite, after which the run stops; the
-    updates concerned are skipped and their batches kept."""
-
-    def __post_init__(self) -> None:
-        if not self.kl_factor > 1:
-            raise ValueError(f"kl_factor is {self.kl_factor}. Set it above 1.")
-        _at_least("window", self.window, 10)
-        _above_zero("margin", self.margin)
-        _at_least("min_fall", self.min_fall, 0)
-        _at_least("max_skipped", self.max_skipped, 1)
+        at_least("checkpoint_every", self.checkpoint_every, 1)
+        at_least("keep", self.keep, 1)
+        at_least("samples_every", self.samples_every, 0)
+        at_least("samples", self.samples, 1)
 
 
 @dataclass(frozen=True)
@@ -329,6 +266,12 @@ class Run:
     guard: Guard = field(default_factory=Guard)
     evaluation: Evaluation = field(default_factory=Evaluation)
     logging: Logging = field(default_factory=Logging)
+
+    @property
+    def overview(self) -> int:
+        """Frames of the overviews to make; 0: no reward reads them."""
+        terms = self.rewards.values()
+        return self.rollout.overview if any(term.scope == "video" for term in terms) else 0
 
     def __post_init__(self) -> None:
         weighted = [name for name, term in self.rewards.items() if term.weight]
@@ -360,6 +303,12 @@ class Run:
                 "term to raise. Set disagreement.mode to 'selective' or 'uniform', or guard.action "
                 "to 'warn' or 'stop'."
             )
+        for name, judge in self.evaluation.judges.items():
+            if judge.scope == "video":
+                raise ValueError(
+                    f"evaluation.judges.{name}.scope is 'video', but a judge sees whole videos "
+                    "anyway. Leave it out."
+                )
         twice = sorted(self.rewards.keys() & self.evaluation.judges.keys())
         if twice:
             raise ValueError(
@@ -372,18 +321,3 @@ class Run:
                 f"train.updates is {self.train.updates}, which does not divide the {videos} "
                 "windows of a step. Choose a divisor."
             )
-
-
-def _at_least(name: str, value: float, low: int) -> None:
-    if value < low:
-        raise ValueError(f"{name} is {value}. Set it to {low} or more.")
-
-
-def _above_zero(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} is {value}. Set it above 0.")
-
-
-def _share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} is {value}. Give a share from 0 to 1.")

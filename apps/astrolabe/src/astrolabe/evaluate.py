@@ -130,7 +130,7 @@ def _measure(
 ) -> Evaluation:
     say(f"Sampling and scoring {len(suite)} videos {name} training ...")
     return evaluate_suite(
-        sampler(model, evaluation_frames(run)),
+        sampler(model, evaluation_frames(run), run.overview),
         suite,
         reward,
         fps=model.fps,

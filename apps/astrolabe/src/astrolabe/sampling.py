@@ -16,9 +16,15 @@ from astrolabe_rollout.streaming import StreamingPolicy
 Sample = Callable[[TensorDict], TensorDict]
 
 
-def sampler(model: VideoModel, num_frames: int) -> Sample:
-    """Return a function that samples videos of ``num_frames`` latent frames with the model."""
-    policy = StreamingPolicy(model, num_frames=num_frames)
+def sampler(model: VideoModel, num_frames: int, overview: int = 0) -> Sample:
+    """Return a function that samples videos of ``num_frames`` latent frames with the model.
+
+    Args:
+        model: The model.
+        num_frames: Whole chunks.
+        overview: Frames of overviews for rewards that read them; 0: none.
+    """
+    policy = StreamingPolicy(model, num_frames=num_frames, overview=overview)
 
     def sample(batch: TensorDict) -> TensorDict:
         batch["prompt", "embeds"] = model.text(list(batch["prompt", "text"]))

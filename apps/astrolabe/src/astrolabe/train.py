@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from astrolabe.clock import Clock
+from astrolabe.collect import collect
 from astrolabe.compose import Parts
 from astrolabe.config import Run
 from astrolabe.invariants import check_batch, check_first_update, check_gradients
@@ -23,7 +24,6 @@ from astrolabe_rollout.collector import make_collector
 from astrolabe_rollout.prompts import noise_seed
 
 SELECTED = ("kl", "selected")
-PIXELS = ("video", "pixels")
 
 #: Names and values of what is logged for a step.
 Metrics = dict[str, float]
@@ -104,30 +104,6 @@ def train(run: Run, parts: Parts, clock: Clock, first: int = 0) -> Iterator[Step
         watched["guard/skipped"] = float(len(skipped))
         metrics = summarise(run, batch, losses) | watched | followed | clock.take()
         yield Step(step + 1, metrics, batch, shown, told, skipped)
-
-
-def collect(
-    batches: Iterator[TensorDictBase], parts: Parts, run: Run, clock: Clock
-) -> tuple[TensorDictBase, TensorDictBase]:
-    """Sample and score the videos of a step, as many at a time as the machine is said to hold.
-
-    Returns:
-        All of them without pixels, ``[N, T]``, and some to look at, the first of their groups.
-    """
-    scored: list[TensorDictBase] = []
-    shown: list[TensorDictBase] = []
-    size, group = parts.env.sampler.batch_size, run.rollout.group_size
-    for part in range(parts.env.sampler.parts):
-        with clock("sample"):
-            batch = next(batches)
-        with clock("score"):
-            parts.monitors(parts.reward.score(batch))  # + ("monitor", *)
-        shown.extend(
-            batch[row : row + 1].clone() for row in range(-part * size % group, size, group)
-        )
-        del shown[run.logging.samples :]
-        scored.append(batch.exclude(PIXELS))  # 97 MB for each clip of a real model
-    return torch.cat(scored), torch.cat(shown)
 
 
 def update(minibatch: TensorDictBase, parts: Parts, run: Run, clock: Clock) -> Metrics:

@@ -1,12 +1,15 @@
 """The TensorDict entries this package reads and writes.
 
-Each value is ``dtype [shape] meaning and unit``; ``*B`` is any batch shape, ``F`` pixel frames. Two
+Each value is ``dtype [shape] meaning and unit``; ``*B`` is any batch shape, ``F`` pixel frames, ``O``
+frames of an overview. Two
 packages that name the same entry give it the same text (tests/contract/test_keys.py).
 """
 
 TEXT = ("prompt", "text")
 PIXELS = ("video", "pixels")
 FPS = ("video", "fps")
+OVERVIEW = ("video", "overview")
+OVERVIEW_FPS = ("video", "overview_fps")
 SCORE = "score"
 MONITOR = "monitor"
 VALID = ("next", "valid")
@@ -16,6 +19,8 @@ READS = {
     TEXT: "str [*B] what to show in this window",
     PIXELS: "uint8 [*B, F, 3, H, W] RGB, 0 to 255",
     FPS: "float32 [*B] frames per second",
+    OVERVIEW: "uint8 [*B, O, 3, H, W] frames spread over the whole video so far, RGB, 0 to 255",
+    OVERVIEW_FPS: "float32 [*B] frames of the overview per second",
 }
 WRITES = {
     (SCORE, "*"): "float32 [*B, 1] raw output of one reward model, its own unit, larger is better",

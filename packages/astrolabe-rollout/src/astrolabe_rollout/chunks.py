@@ -13,6 +13,7 @@ from torch import Tensor
 
 from astrolabe_rollout.codec import DecodeStream
 from astrolabe_rollout.model import VideoModel
+from astrolabe_rollout.overview import Overview
 from astrolabe_rollout.sampler import prefill, rebuild, recache, sample_chunk
 
 GOLDEN_RATIO = 0x9E3779B97F4A7C15  # spreads window numbers over the seeds
@@ -40,6 +41,10 @@ class ChunkStream:
         decode: Whether to make pixels. A model that rebuilds its cache always does: its context is
             encoded from them.
         record: Whether to give the steps of sampling too.
+        overview: Frames of an overview of the whole video to keep; 0: none.
+
+    Attributes:
+        overview: The overview, if frames are decoded and it was asked for.
 
     Raises:
         ValueError: If the model has no window and no capacity is given.
@@ -53,8 +58,10 @@ class ChunkStream:
         capacity: int | None = None,
         decode: bool = True,
         record: bool = False,
+        overview: int = 0,
     ) -> None:
         self.model, self.size, self.record = model, len(seeds), record
+        self.overview = Overview(overview) if overview else None
         self.cache = model.transformer.new_cache(capacity)
         self.noise = SeededNoise(seeds)
         self._decode: DecodeStream | None = None
@@ -168,6 +175,8 @@ class ChunkStream:
         other.cache = transformer.new_cache() if self.model.rebuild else self.cache.fork(frames)
         other._decode = None if self._decode is None else self._decode.fork(count)
         other._embeds, other._frames = embeds, self._frames
+        if self.overview is not None:
+            other.overview = Overview(self.overview.count, before=self.overview)
         for name in ("_latents", "_pixels", "_first"):
             value: Tensor | None = getattr(self, name)
             expanded = None if value is None else value.repeat_interleave(count, 0)
@@ -186,6 +195,8 @@ class ChunkStream:
     def _keep(self, latents: Tensor) -> Chunk:
         """Remember what later chunks may need, and decode."""
         pixels = None if self._decode is None else self._decode(latents)
+        if self.overview is not None and pixels is not None:
+            self.overview.add(pixels)
         self._frames += latents.shape[1]
         if self._first is None:
             self._first = latents[:, :1]

@@ -124,7 +124,7 @@ class Denoiser(TensorDictModuleBase):
             (context[:, sink:real], recent, before),
         ):
             if part.shape[1]:
-                chunks = [chunk.shape[1] for chunk in part.split(geometry.chunk, 1)]
+                chunks = [chunk.shape[1] for chunk in torch.split(part, geometry.chunk, 1)]
                 new = self._recorded(part, embeds, chunks, cache, start)
                 held = {layer: _joined(held.get(layer), pair) for layer, pair in new.items()}
                 cache = KVCache.holding(self.transformer.rule, held, end)

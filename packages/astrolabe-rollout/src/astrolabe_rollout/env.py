@@ -21,6 +21,7 @@ from astrolabe_rollout.keys import (
     HISTORY_SEED,
     INDEX,
     LATENTS,
+    OVERVIEW,
     PIXELS,
     SCRIPT,
     SEED,
@@ -169,7 +170,7 @@ class PromptEnv(EnvBase):
 
         TorchRL would carry it along, and so keep a batch of pixels alive during the update.
         """
-        return super().maybe_reset(tensordict.exclude(LATENTS, PIXELS, CONTEXT, STEPS))
+        return super().maybe_reset(tensordict.exclude(LATENTS, PIXELS, OVERVIEW, CONTEXT, STEPS))
 
     def _set_seed(self, seed: int | None) -> None:
         raise ValueError(

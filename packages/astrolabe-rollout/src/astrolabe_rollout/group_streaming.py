@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
@@ -16,13 +16,15 @@ from astrolabe_rollout.keys import (
     HISTORY_SEED,
     INDEX,
     LATENTS,
+    OVERVIEW,
+    OVERVIEW_FPS,
     PIXELS,
     SCRIPT,
     SEED,
     STEPS,
 )
 from astrolabe_rollout.model import VideoModel
-from astrolabe_rollout.streaming import next_context, refuse_recording
+from astrolabe_rollout.streaming import next_context, overview_of, refuse_recording
 from astrolabe_rollout.windows import prompts_of_window
 
 Commit = Literal["random", "best", "each"]
@@ -55,6 +57,7 @@ class GroupStreamingPolicy(TensorDictModuleBase):
         scene_windows: Windows of each prompt of a script; 0: there are no scripts.
         capacity: Latent frames to allocate for a model without a window.
         record: Whether to write ``("steps","latents")``.
+        overview: Frames of ``("video","overview")``, see `StreamingPolicy`.
 
     Raises:
         ValueError: If ``num_frames`` is no multiple of the chunk, ``best`` has no judge, or steps
@@ -74,6 +77,7 @@ class GroupStreamingPolicy(TensorDictModuleBase):
         scene_windows: int = 0,
         capacity: int | None = None,
         record: bool = False,
+        overview: int = 0,
     ) -> None:
         super().__init__()
         if commit not in get_args(Commit) or (commit == "best") != (judge is not None):
@@ -86,7 +90,7 @@ class GroupStreamingPolicy(TensorDictModuleBase):
         self.chunks = model.geometry.chunks(num_frames)
         self.num_frames, self.decode, self.stackable = num_frames, decode, stackable
         self.commit, self.judge, self.windows = commit, judge, windows
-        self.scene_windows, self.record = scene_windows, record
+        self.scene_windows, self.record, self.overview = scene_windows, record, overview
         self.capacity = capacity if model.geometry.window is None else None
         self.transformer = model.transformer
         self.in_keys = [EMBEDS, SEED, GROUP, SCRIPT, HISTORY_SEED, INDEX]
@@ -94,6 +98,7 @@ class GroupStreamingPolicy(TensorDictModuleBase):
             *(LATENTS, CONTEXT),
             *([PIXELS] if decode else []),
             *([STEPS] if record else []),
+            *([OVERVIEW, OVERVIEW_FPS] if overview else []),
         ]
         self._model = model
         self._history: ChunkStream | None = None
@@ -135,13 +140,14 @@ class GroupStreamingPolicy(TensorDictModuleBase):
         latents = torch.cat([chunk.latents for chunk in chunks], 1)
         assert self._context is not None
         context = self._context.repeat_interleave(len(flat) // len(self._context), 0)
-        written = {LATENTS: latents, CONTEXT: context}
+        written: dict[NestedKey, Tensor] = {LATENTS: latents, CONTEXT: context}
         if self.decode:
             pixels = torch.cat([chunk.pixels for chunk in chunks if chunk.pixels is not None], 1)
             extra = self._model.geometry.temporal - 1 if index and self.stackable else 0
             written[PIXELS] = pixels[:, extra:]
         if self.record:
             written[STEPS] = torch.cat([c.steps for c in chunks if c.steps is not None], 2)
+        written |= overview_of(stream, self._model.fps)
         for key, value in written.items():
             tensordict[key] = value.reshape(*tensordict.batch_size, *value.shape[1:])
         self._remember(tensordict.reshape(-1), latents, context, index, size)
@@ -180,7 +186,12 @@ class GroupStreamingPolicy(TensorDictModuleBase):
             return self._candidates
         if self._history is None:
             self._candidates = ChunkStream(
-                self._model, seeds, capacity=self.capacity, decode=self.decode, record=self.record
+                self._model,
+                seeds,
+                capacity=self.capacity,
+                decode=self.decode,
+                record=self.record,
+                overview=self.overview,
             )
         else:
             frames = self.num_frames * (self.windows if self.commit == "each" else 1)
@@ -200,7 +211,11 @@ class GroupStreamingPolicy(TensorDictModuleBase):
     def _require_history(self, seeds: list[int]) -> ChunkStream:
         if self._history is None:
             self._history = ChunkStream(
-                self._model, seeds, capacity=self.capacity, decode=self.decode
+                self._model,
+                seeds,
+                capacity=self.capacity,
+                decode=self.decode,
+                overview=self.overview,
             )
         return self._history
 

@@ -1,8 +1,9 @@
 """The TensorDict entries this package reads and writes.
 
 Each value is ``dtype [shape] meaning and unit``; ``*B`` is any batch shape, ``f`` latent frames,
-``F`` pixel frames, ``c`` context frames, ``K`` denoising steps, ``L`` text tokens, ``D`` text
-width. Two packages that name the same entry give it the same text (tests/contract/test_keys.py).
+``F`` pixel frames, ``O`` frames of an overview, ``c`` context frames, ``K`` denoising steps, ``L``
+text tokens, ``D`` text width. Two packages that name the same entry give it the same text
+(tests/contract/test_keys.py).
 """
 
 TEXT = ("prompt", "text")
@@ -16,6 +17,8 @@ CONTEXT = ("window", "context")
 LATENTS = ("video", "latents")
 PIXELS = ("video", "pixels")
 FPS = ("video", "fps")
+OVERVIEW = ("video", "overview")
+OVERVIEW_FPS = ("video", "overview_fps")
 NOISY = ("noisy", "latents")
 SIGMA = ("noisy", "sigma")
 DENOISED = ("denoised", "latents")
@@ -45,6 +48,8 @@ WRITES = {
     LATENTS: "float32 [*B, f, C, h, w] clean latents x0, normalised",
     PIXELS: "uint8 [*B, F, 3, H, W] RGB, 0 to 255",
     FPS: "float32 [*B] frames per second",
+    OVERVIEW: "uint8 [*B, O, 3, H, W] frames spread over the whole video so far, RGB, 0 to 255",
+    OVERVIEW_FPS: "float32 [*B] frames of the overview per second",
     DENOISED: "float32 [*B, f, C, h, w] predicted x0",
     STEPS: "float32 [*B, K, f, C, h, w] what the sampler denoised at each of its noise levels",
 }

@@ -1,12 +1,22 @@
 """StreamingPolicy: one window of video a call, over a cache that rolls on from call to call."""
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from astrolabe_rollout.chunks import ChunkStream, SeededNoise
-from astrolabe_rollout.keys import CONTEXT, EMBEDS, INDEX, LATENTS, PIXELS, SEED, STEPS
+from astrolabe_rollout.keys import (
+    CONTEXT,
+    EMBEDS,
+    INDEX,
+    LATENTS,
+    OVERVIEW,
+    OVERVIEW_FPS,
+    PIXELS,
+    SEED,
+    STEPS,
+)
 from astrolabe_rollout.model import VideoModel
 
 
@@ -29,6 +39,8 @@ class StreamingPolicy(TensorDictModuleBase):
             three of later ones; the windows of a video then fit into one ``[N, T]`` batch.
         capacity: Latent frames to allocate for a model without a window; ``num_frames`` by default.
         record: Whether to write ``("steps","latents")``, for objectives on the sampler's own steps.
+        overview: Frames of ``("video","overview")``, which shows the whole video so far, with
+            ``("video","overview_fps")``; 0: not written.
 
     Raises:
         ValueError: If ``num_frames`` is no multiple of the chunk, or steps are to be recorded of a
@@ -44,13 +56,14 @@ class StreamingPolicy(TensorDictModuleBase):
         stackable: bool = False,
         capacity: int | None = None,
         record: bool = False,
+        overview: int = 0,
     ) -> None:
         super().__init__()
         if record:
             refuse_recording(model)
         self.chunks = model.geometry.chunks(num_frames)
         self.num_frames, self.decode, self.stackable = num_frames, decode, stackable
-        self.record = record
+        self.record, self.overview = record, overview
         self.capacity = (capacity or num_frames) if model.geometry.window is None else None
         self.transformer = model.transformer
         self.in_keys = [EMBEDS, SEED, INDEX]
@@ -58,6 +71,7 @@ class StreamingPolicy(TensorDictModuleBase):
             *(LATENTS, CONTEXT),
             *([PIXELS] if decode else []),
             *([STEPS] if record else []),
+            *([OVERVIEW, OVERVIEW_FPS] if overview else []),
         ]
         self._model = model
         self._stream: ChunkStream | None = None
@@ -94,6 +108,7 @@ class StreamingPolicy(TensorDictModuleBase):
                 capacity=self.capacity,
                 decode=self.decode,
                 record=self.record,
+                overview=self.overview,
             )
             shape = (len(flat), geometry.context, geometry.channels, *geometry.latent_size)
             self._context = torch.zeros(shape, device=embeds.device)
@@ -105,7 +120,7 @@ class StreamingPolicy(TensorDictModuleBase):
         context = self._context
         self._windows = index + 1
         self._context = next_context(context, latents, index * self.num_frames, geometry.sink)
-        written = {LATENTS: latents, CONTEXT: context}
+        written: dict[NestedKey, Tensor] = {LATENTS: latents, CONTEXT: context}
         if self.decode:
             pixels = torch.cat([chunk.pixels for chunk in chunks if chunk.pixels is not None], 1)
             extra = geometry.temporal - 1 if index and self.stackable else 0
@@ -113,6 +128,7 @@ class StreamingPolicy(TensorDictModuleBase):
         if self.record:
             steps = [chunk.steps for chunk in chunks if chunk.steps is not None]
             written[STEPS] = torch.cat(steps, 2)  # [B, K, f, C, h, w]
+        written |= overview_of(self._stream, self._model.fps)
         for key, value in written.items():
             tensordict[key] = value.reshape(*tensordict.batch_size, *value.shape[1:])
         return tensordict
@@ -133,6 +149,14 @@ class StreamingPolicy(TensorDictModuleBase):
                 "index 0 and call once for each window, in order."
             )
         return int(indices[0])
+
+
+def overview_of(stream: ChunkStream, fps: float) -> dict[NestedKey, Tensor]:
+    """Return the entries that show the whole video of a stream; none if it keeps no overview."""
+    if stream.overview is None:
+        return {}
+    frames = stream.overview.frames()
+    return {OVERVIEW: frames, OVERVIEW_FPS: torch.full((len(frames),), stream.overview.fps(fps))}
 
 
 def refuse_recording(model: VideoModel) -> None:

@@ -1,0 +1,72 @@
+"""Sample the videos of a step and score them, as many at a time as the machine holds."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+
+import torch
+from tensordict import TensorDictBase
+
+from astrolabe.clock import Clock
+from astrolabe.compose import Parts
+from astrolabe.config import Run
+
+PIXELS = ("video", "pixels")
+OVERVIEW = ("video", "overview")
+
+
+def collect(
+    batches: Iterator[TensorDictBase], parts: Parts, run: Run, clock: Clock
+) -> tuple[TensorDictBase, TensorDictBase]:
+    """Sample and score a step's videos; a part of them is scored while the next is sampled.
+
+    All of them are sampled by one policy: the overlap ends with the step. The phase ``score`` is
+    what was waited for; what scoring took beside counts as hidden.
+
+    Returns:
+        All of them without pixels, ``[N, T]``, and some to look at, the first of their groups.
+    """
+    scored: list[TensorDictBase] = []
+    shown: list[TensorDictBase] = []
+    size, group = parts.env.sampler.batch_size, run.rollout.group_size
+    # A policy that commits the best candidates calls the rewards too, and they run one at a time.
+    allowed = run.rollout.overlap and run.rollout.commit != "best"
+    overlap = allowed and parts.env.sampler.parts > 1
+
+    def finish(batch: TensorDictBase, scoring: Future[float]) -> None:
+        with clock("score"):
+            waited = time.perf_counter()
+            seconds = scoring.result()
+            waited = time.perf_counter() - waited
+        if overlap:
+            clock.hide(max(0.0, seconds - waited))
+        first = -len(scored) * size % group
+        shown.extend(batch[row : row + 1].clone() for row in range(first, size, group))
+        del shown[run.logging.samples :]
+        scored.append(batch.exclude(PIXELS, OVERVIEW))  # 97 MB for each clip of a real model
+
+    with ThreadPoolExecutor(max_workers=1) as scorer:
+        running: tuple[TensorDictBase, Future[float]] | None = None
+        for _ in range(parts.env.sampler.parts):
+            with clock("sample"):
+                batch = next(batches)
+            if running is not None:
+                finish(*running)
+            running = batch, scorer.submit(score, parts, batch)
+            if not overlap:
+                finish(*running)
+                running = None
+        if running is not None:
+            finish(*running)
+    return torch.cat(scored), torch.cat(shown)
+
+
+def score(parts: Parts, batch: TensorDictBase) -> float:
+    """Write scores and monitors of a batch; return the seconds that it took."""
+    begun = time.perf_counter()
+    device = batch[PIXELS].device
+    # Both are settings of a thread.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext(), torch.no_grad():
+        parts.monitors(parts.reward.score(batch))  # + ("score", *), ("monitor", *)
+    return time.perf_counter() - begun
