@@ -14,17 +14,18 @@ from astrolabe_rollout.collector import make_collector
 class Slow(torch.nn.Module):
     """A reward that waits as if for another device, and notes in which thread and when."""
 
-    seconds = 0.3
+    wait = 0.3
 
     def __init__(self, reward):
         super().__init__()
         self.reward, self.threads, self.running, self.most = reward, [], 0, 0
+        self.rewards, self.seconds, self.gib = reward.rewards, reward.seconds, reward.gib
 
     def score(self, batch):
         self.threads.append(threading.current_thread())
         self.running += 1
         self.most = max(self.most, self.running)
-        time.sleep(self.seconds)
+        time.sleep(self.wait)
         self.running -= 1
         return self.reward.score(batch)
 

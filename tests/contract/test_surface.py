@@ -9,15 +9,20 @@ NAMES = {
         GroupSampler KVCache PromptEnv PromptFileError StreamingPolicy VideoModel add_lora
         export_transformer load_checkpoint load_into load_lora load_tiny make_collector merge_lora
         read_prompts sample_chunk save_lora trainable_parameters""",
-    "astrolabe_rewards": """AttributeTA CompositeReward FlowMQ Monitors PixelCheck Reward
-        SharpnessVQ TinyTextReward WeightsError""",
+    "astrolabe_rewards": """AttributeTA CachedReward CompositeReward FlowMQ Monitors PixelCheck
+        Reward SharpnessVQ TinyTextReward WeightsError""",
     "astrolabe_objectives": """AdaptiveReferenceReset AnchoredLoss CMGRPOLoss DPOLoss DenoisingLoss
         GroupAdvantage NFTLoss OLD_DECAYS OldDecay RWRLoss RankDisagreement ReferenceReset
         SnapshotError Snapshots group_statistics selective_kl""",
     "astrolabe_eval": """Comparison Evaluation Mp4Writer Scores Suite SuiteError Video VideoError
         bootstrap_interval compare contact_sheet encode_mp4 evaluate_suite generate
         interval_in_words load_suite paired_differences paired_interval read_mp4 reward_curves
-        score_suite verdict write_mp4 write_report""",
+        score_suite verdict write_mp4 write_report Agreement agree agreement_map rank_scatter
+        write_agreement VBenchError drift_curves first_last_consistency fuse_clips parse_script
+        read_results read_vbench_prompts run_vbench score_flickering score_intervals script_suite
+        VoteError compare_many csv_table keep_shared latex_table markdown_table read_votes
+        score_changes wilson_interval win_rate write_votes split_folder totals totals_latex
+        totals_markdown vbench_suite write_flickering""",
 }
 
 

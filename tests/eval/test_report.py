@@ -1,4 +1,5 @@
 import base64
+import io
 import json
 import re
 from dataclasses import replace
@@ -6,6 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from astrolabe_eval import (
     Evaluation,
@@ -15,6 +17,7 @@ from astrolabe_eval import (
     read_mp4,
     write_report,
 )
+from astrolabe_eval.plots import score_changes
 
 HOSTILE = '<img src=x onerror="alert(1)"> & "quotes"'
 
@@ -63,6 +66,7 @@ def test_the_page_loads_nothing_from_elsewhere(tmp_path, evaluation):
     page = _Page(text)
     assert page.sources
     assert all(source.startswith("data:") for source in page.sources)
+    assert "default-src 'none'" in text
     assert "link" not in page.tags
     assert "@import" not in text
     assert "url(" not in text
@@ -75,15 +79,13 @@ def test_monitors_share_one_plot_of_their_own(tmp_path, evaluation):
     write_report(tmp_path, evaluation(0), monitors={"motion": curve, "brightness": curve})
     text = (tmp_path / "report.html").read_text()
     assert "<h2>Monitors</h2>" in text
-    assert text.count('alt="Monitors"') == 1
+    assert text.count('alt="Curves of motion, brightness"') == 1
 
 
 def test_before_and_after_videos_stand_side_by_side(tmp_path, evaluation):
     write_report(tmp_path, evaluation(0), evaluation(1))
     text = (tmp_path / "report.html").read_text()
-    videos = re.findall(
-        r'<video autoplay loop muted playsinline src="data:video/mp4;base64,([^"]+)', text
-    )
+    videos = re.findall(r'<video [^>]*aria-label="[^"]+" src="data:video/mp4;base64,([^"]+)', text)
     assert len(videos) == 8
     path = tmp_path / "first.mp4"
     path.write_bytes(base64.b64decode(videos[0]))
@@ -99,7 +101,7 @@ def test_prompts_labels_and_details_are_escaped(tmp_path, evaluation):
         evaluation(0),
         evaluation(1),
         title=HOSTILE,
-        labels=(HOSTILE, HOSTILE),
+        labels=(HOSTILE, f"{HOSTILE} tuned"),
         details={HOSTILE: HOSTILE},
     )
     text = (tmp_path / "report.html").read_text()
@@ -114,6 +116,8 @@ def test_the_json_file_has_exactly_the_promised_shape(tmp_path, evaluation):
     assert stored == returned
     assert set(stored) == {
         "rewards", "judges", "suite", "prompts", "paired", "level", "samples", "details",
+        "wins", "normalised", "best", "worst", "labels", "distinct_prompts", "held_out", "partial",
+        "missing", "checkpoints",
     }  # fmt: skip
     assert set(stored["rewards"]) == {"total", "part"}
     assert set(stored["judges"]) == {"check"}
@@ -143,6 +147,76 @@ def test_a_report_without_videos_has_its_numbers(tmp_path, evaluation):
     text = (tmp_path / "report.html").read_text()
     assert "<video " not in text
     assert "+1.500" in text
+
+
+def _downloads(text):
+    """The files that the page holds, by name."""
+    found = re.findall(r'<a download="([^"]+)" href="data:[^;]+;base64,([^"]+)"', text)
+    return {name: base64.b64decode(data) for name, data in found}
+
+
+def test_the_page_holds_the_same_files_that_stand_beside_it(tmp_path, evaluation):
+    write_report(tmp_path, evaluation(0), evaluation(1))
+    held = _downloads((tmp_path / "report.html").read_text())
+    assert set(held) == {"report.json", "report.csv", "report.md", "report.tex"}
+    for name, data in held.items():
+        assert data == (tmp_path / name).read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {*held, "report.html"}
+
+
+def test_several_checkpoints_share_one_table_and_one_row_of_videos(tmp_path, evaluation):
+    many = {"step 10": evaluation(1), "step 20": evaluation(2)}
+    result = write_report(tmp_path, evaluation(0), many, labels=("base", "unused"))
+    assert result["labels"] == ["base", "step 10", "step 20"]
+    assert json.loads((tmp_path / "report.json").read_text()) == result
+    text = (tmp_path / "report.html").read_text()
+    rewards = text[text.index("Rewards</h2>") : text.index("Independent judges</h2>")]
+    models = re.findall(r'data-label="model">([^<]+)<', rewards)
+    assert models == ["step 10", "step 20"] * 2
+    first = text[text.index("<figure") : text.index("</figure>")]
+    labels = re.findall(r'<video [^>]*aria-label="(.*?): ', first)
+    assert labels == ["base", "step 10", "step 20"]
+    assert "unused" not in text
+
+
+def test_a_partial_evaluation_is_marked_and_lists_what_is_missing(tmp_path, evaluation):
+    part = replace(evaluation(1), missing={HOSTILE: "cut short"})
+    write_report(tmp_path, evaluation(0), part)
+    text = (tmp_path / "report.html").read_text()
+    assert "(partial)</title>" in text
+    assert "Partial: 1 sample of after was left out or is not finished." in text
+    assert re.search(r"<li>&lt;img src=x .*: cut short</li>", text)
+    for name in ("report.md", "report.tex"):
+        assert "Partial: 1 sample of after" in (tmp_path / name).read_text()
+    write_report(tmp_path, evaluation(0), evaluation(1))
+    assert "Partial" not in (tmp_path / "report.html").read_text()
+
+
+def test_figures_say_in_words_what_they_show(tmp_path, evaluation):
+    curves = {"total": ([0, 5, 9], [0.5, float("nan"), 1.25])}
+    result = write_report(tmp_path, evaluation(0), evaluation(1), curves=curves)
+    text = (tmp_path / "report.html").read_text()
+    assert 'alt="Curve of total: 0.5 at step 0, 1.25 at step 9"' in text
+    change = result["normalised"]["check"]
+    low, high = change["interval"]
+    assert f"check †, after: {change['difference']:+.2f} [{low:+.2f}, {high:+.2f}]" in text
+
+
+def _colours(png):
+    return {
+        tuple(pixel) for pixel in np.asarray(Image.open(io.BytesIO(png)))[..., :3].reshape(-1, 3)
+    }
+
+
+def test_a_change_is_coloured_by_what_its_interval_says():
+    up, down = (31, 111, 235), (217, 115, 13)
+    for interval, seen in (([0.1, 0.5], {up}), ([-0.5, -0.1], {down}), ([-0.1, 0.5], set())):
+        drawn = _colours(score_changes({"total": {"after": (0.2, interval)}}, format="png"))
+        assert drawn & {up, down} == seen
+    both = {"total": {"$a$": (0.2, [0.1, 0.5]), "_b": (-0.2, None)}}
+    assert {up, down} <= _colours(score_changes(both, format="png"))
+    with pytest.raises(ValueError, match="no changes"):
+        score_changes({})
 
 
 def _captions(text):

@@ -1,8 +1,11 @@
+import resource
+from pathlib import Path
+
 import pytest
 import torch
 from tensordict import TensorDict
 
-from astrolabe_rewards import CompositeReward, FlowMQ, SharpnessVQ
+from astrolabe_rewards import CompositeReward, FlowMQ, Reward, SharpnessVQ, WeightsError
 
 
 def first_pixel(batch):
@@ -101,6 +104,137 @@ def test_invalid_videos_do_not_enter_running_statistics(make_batch):
     assert batch["next", "reward"].flatten().tolist() == pytest.approx([-1, 0, 1])
 
 
+def grouped(make_batch, levels, groups, windows=None):
+    """A batch ``[N]`` or ``[N, T]`` of plain videos with groups, and windows if there are any."""
+    groups = torch.tensor(groups)
+    batch = make_batch(videos(*levels).reshape(*groups.shape, 5, 3, 16, 16))
+    batch.set(("prompt", "group"), groups)
+    if windows is not None:
+        batch.set(("window", "index"), torch.tensor(windows))
+    return batch
+
+
+def z_scores(*values):
+    values = torch.tensor(values, dtype=torch.float64)
+    return ((values - values.mean()) / values.std(correction=0)).tolist()
+
+
+def test_group_normalisation_compares_the_videos_of_a_prompt(make_batch):
+    batch = grouped(make_batch, (1, 100, 4, 140, 9, 200), [5, -2, 5, -2, 5, -2])
+    terms = {"first": (first_pixel, 2.0), "fussy": (fussy, -0.5)}
+    CompositeReward(terms, normalise="group")(batch)
+    rewards = batch["next", "reward"].flatten()
+    # The second term is twice the first, so its z-score is the same: 2 - 0.5 of it remain.
+    torch.testing.assert_close(rewards[::2], 1.5 * torch.tensor(z_scores(1, 4, 9)))
+    torch.testing.assert_close(rewards[1::2], 1.5 * torch.tensor(z_scores(100, 140, 200)))
+    assert batch["score", "first"].flatten().tolist() == [1, 100, 4, 140, 9, 200]
+
+
+def test_windows_of_a_video_are_normalised_apart(make_batch):
+    batch = grouped(
+        make_batch, (1, 50, 3, 90, 8, 60, 8, 20), [[0, 0], [0, 0], [1, 1], [1, 1]], [[0, 1]] * 4
+    )
+    CompositeReward({"first": (first_pixel, 1.0)}, normalise="group")(batch)
+    expected = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [0.0, 1.0], [0.0, -1.0]])
+    torch.testing.assert_close(batch["next", "reward"][..., 0], expected)
+
+
+def test_a_unit_or_an_offset_of_a_term_changes_no_grouped_reward(make_batch):
+    def shifted(batch):
+        return first_pixel(batch).set(("score", "first"), 1000 * batch["score", "first"] - 7)
+
+    groups = [0, 0, 0, 1, 1, 1]
+    results = [
+        CompositeReward({"first": (term, 1.0)}, normalise="group")(
+            grouped(make_batch, (1, 4, 9, 100, 140, 200), groups)
+        )["next", "reward"]
+        for term in (first_pixel, shifted)
+    ]
+    torch.testing.assert_close(*results)
+
+
+def test_invalid_videos_do_not_count_in_their_group(make_batch):
+    batch = grouped(make_batch, (1, 13, 3, 7, 200), [0, 0, 0, 0, 1])
+    terms = {"first": (first_pixel, 1.0), "fussy": (fussy, 0.0)}
+    CompositeReward(terms, normalise="group", on_error="invalid")(batch)
+    assert batch["next", "valid"].flatten().tolist() == [True, False, True, False, True]
+    assert batch["next", "reward"].flatten().tolist() == pytest.approx([-1, 0, 1, 0, 0])
+
+
+def test_group_normalisation_needs_groups_before_anything_is_scored(make_batch):
+    def expensive(batch):
+        raise AssertionError("scored")
+
+    composite = CompositeReward({"first": (expensive, 1.0)}, normalise="group")
+    assert composite.in_keys[-1] == ("prompt", "group")
+    with pytest.raises(KeyError, match=r"normalise='group' reads \('prompt', 'group'\)"):
+        composite(make_batch(videos(1, 2)))
+    with pytest.raises(ValueError, match="0 groups and 0 windows for 2 videos"):
+        composite(make_batch(videos(1, 2)).set(("prompt", "group"), torch.zeros(2, 1)[:, :0]))
+
+
+def test_the_entries_of_groups_can_be_renamed(make_batch):
+    batch = make_batch(videos(1, 3, 5, 9)).set("team", torch.tensor([0, 0, 1, 1]))
+    CompositeReward({"first": (first_pixel, 1.0)}, normalise="group", group_key="team")(batch)
+    assert batch["next", "reward"].flatten().tolist() == [-1, 1, -1, 1]
+
+
+def test_an_empty_batch_has_no_groups(make_batch):
+    batch = grouped(make_batch, (1,), [0])[:0]
+    CompositeReward({"first": (first_pixel, 1.0)}, normalise="group")(batch)
+    assert batch["next", "reward"].shape == (0, 1)
+
+
+class Judge(Reward):
+    """Cannot read its own answer about a first pixel of 13; counts how often it is asked."""
+
+    name = "judge"
+    unit = "level"
+    may_fail = True
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def score(self, pixels, prompts, fps):
+        value = pixels.flatten(1)[:, 0].float()
+        self.asked.append(len(value))
+        return torch.where(value == 13, torch.nan, value)
+
+
+def test_a_term_that_may_fail_is_not_asked_again(make_batch):
+    judge, batch = Judge(), make_batch(videos(1, 13, 3))
+    CompositeReward({"judge": (judge, 2.0)}, on_error="invalid")(batch)
+    assert judge.asked == [3]
+    assert batch["next", "valid"].flatten().tolist() == [True, False, True]
+    assert batch["next", "reward"].flatten().tolist() == [2, 0, 6]
+    assert batch["score", "judge"].flatten().isnan().tolist() == [False, True, False]
+
+
+def test_a_term_that_may_fail_stops_a_run_that_allows_no_failures(make_batch):
+    with pytest.raises(ValueError, match=r"'judge' scored videos \[1\]"):
+        CompositeReward({"judge": (Judge(), 1.0)})(make_batch(videos(1, 13)))
+
+
+def test_an_infinite_score_is_kept_as_none(make_batch):
+    def endless(batch):
+        return batch.set(("score", "endless"), torch.tensor([1.0, torch.inf]))
+
+    batch = make_batch(videos(1, 2))
+    CompositeReward({"endless": (endless, 1.0)}, on_error="invalid")(batch)
+    assert batch["score", "endless"].flatten().isnan().tolist() == [False, True]
+    assert batch["next", "reward"].flatten().tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("error", [WeightsError, ImportError])
+def test_faults_of_the_set_up_are_never_a_matter_of_single_videos(make_batch, error):
+    def lacking(batch):
+        raise error("what it needs is not there")
+
+    with pytest.raises(error, match="not there"):
+        CompositeReward({"lacking": (lacking, 1.0)}, on_error="invalid")(make_batch(videos(1)))
+
+
 def test_failures_end_the_run_by_default(make_batch):
     with pytest.raises(RuntimeError, match="seven"):
         CompositeReward({"fussy": (fussy, 1.0)})(make_batch(videos(7)))
@@ -132,11 +266,30 @@ def test_wrong_pixels_are_never_a_matter_of_single_videos(make_batch):
         composite(TensorDict({}, batch_size=[1]))
 
 
-def test_seconds_are_kept_per_term(make_batch):
-    composite = CompositeReward({"first": (first_pixel, 1.0), "flow_mq": (FlowMQ(), 1.0)})
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def below_peak():
+    """Bytes that can be taken before the peak of this process is passed."""
+    if DEVICE == "cuda":
+        return torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak - pages * resource.getpagesize()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_time_and_memory_are_kept_per_term(make_batch):
+    def greedy(batch):
+        torch.ones(below_peak() + 2**28, dtype=torch.uint8, device=DEVICE)  # touched: resident
+        return batch.set(("score", "greedy"), batch["video", "fps"])
+
+    composite = CompositeReward({"first": (first_pixel, 1.0), "greedy": (greedy, 1.0)})
     composite(make_batch(videos(1)))
-    assert set(composite.seconds) == {"first", "flow_mq"}
+    assert set(composite.seconds) == set(composite.gib) == {"first", "greedy"}
     assert min(composite.seconds.values()) > 0
+    assert composite.gib["greedy"] > 0.2
+    assert composite.gib["first"] < 0.1
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,22 @@ def test_scores_that_are_not_finite_are_refused(make_batch):
         Broken()(make_batch(videos(2)))
 
 
+def test_a_reward_that_may_fail_may_answer_with_nan_and_with_nothing_else(make_batch):
+    class Judge(Brightness):
+        may_fail = True
+        answer = torch.tensor([0.5, torch.nan])
+
+        def score(self, pixels, prompts, fps):
+            return self.answer
+
+    scores = Judge()(make_batch(videos(2)))["score", "brightness"]
+    assert scores.flatten().isnan().tolist() == [False, True]
+    judge = Judge()
+    judge.answer = torch.tensor([torch.nan, -torch.inf])
+    with pytest.raises(ValueError, match=r"videos \[1\] are not finite"):
+        judge(make_batch(videos(2)))
+
+
 def test_scores_of_the_wrong_shape_are_refused(make_batch):
     class Broken(Brightness):
         def score(self, pixels, prompts, fps):
@@ -134,6 +150,20 @@ def test_the_fingerprint_tells_settings_and_weights_apart():
     changed = TinyTextReward()
     changed.matcher.heads["colour"].bias[0] += 1
     assert changed.fingerprint() != TinyTextReward().fingerprint()
+
+
+def test_the_fingerprint_tells_lists_and_single_numbers_apart():
+    class Listed(Brightness):
+        def __init__(self, levels, scale=1.0):
+            super().__init__()
+            self.levels = levels
+            self.register_buffer("scale", torch.tensor(scale))  # of no dimension
+
+    assert Listed([1, 2]).fingerprint() == Listed([1, 2]).fingerprint()
+    assert Listed([1, 2]).fingerprint() != Listed([1, 3]).fingerprint()
+    assert Listed([1, 2]).fingerprint() != Listed([1, 2], 2.0).fingerprint()
+    renamed = Brightness(in_keys=["clip", "rate"], out_keys=["light"])
+    assert renamed.fingerprint() == Brightness().fingerprint()
 
 
 @pytest.mark.parametrize("kind", ALL)

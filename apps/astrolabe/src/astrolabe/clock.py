@@ -30,6 +30,7 @@ class Clock:
         self._watch = watch
         self._seconds: dict[str, float] = {}
         self._hidden: float | None = None
+        self._counts: dict[str, float] = {}
         self._phase = ""
 
     @contextmanager
@@ -48,6 +49,10 @@ class Clock:
         """Count seconds of work that went on beside a phase, and so made no step longer."""
         self._hidden = (self._hidden or 0.0) + seconds
 
+    def count(self, name: str, amount: float) -> None:
+        """Add to a figure of the step, which `take` returns by this name."""
+        self._counts[name] = self._counts.get(name, 0.0) + amount
+
     def progress(self, share: float) -> None:
         """Say that ``share`` of the present phase is done."""
         self._watch(self._phase, min(share, 1.0))
@@ -60,8 +65,9 @@ class Clock:
         times = {f"time/{phase}_s": seconds for phase, seconds in self._seconds.items()}
         if self._hidden is not None:
             times["overlap/hidden_s"] = self._hidden
+        counts, self._counts = self._counts, {}
         self._seconds, self._hidden = {}, None
-        return {**times, "memory/peak_gib": peak_memory()}
+        return {**times, **counts, "memory/peak_gib": peak_memory()}
 
 
 def peak_memory() -> float:

@@ -41,6 +41,10 @@ def collect(
             waited = time.perf_counter() - waited
         if overlap:
             clock.hide(max(0.0, seconds - waited))
+        # Not under "time/": what is there adds up to the step.
+        for name in parts.reward.rewards:
+            clock.count(f"cost/{name}_s", parts.reward.seconds[name])
+            clock.count(f"cost/{name}_gib", parts.reward.gib[name])
         first = -len(scored) * size % group
         shown.extend(batch[row : row + 1].clone() for row in range(first, size, group))
         del shown[run.logging.samples :]

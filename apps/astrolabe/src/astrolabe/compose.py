@@ -307,7 +307,7 @@ def build_alarm(run: Run, loss: Objective) -> HackingAlarm:
     """Make the alarm that compares what is trained with what is only watched."""
     alone, primary = run.advantage.reward, run.disagreement.primary
     fixed = {name: term.std for name, term in run.rewards.items()}
-    units = {"none": dict.fromkeys(fixed, 1.0), "fixed": fixed, "running": {}}
+    units = {"none": dict.fromkeys(fixed, 1.0), "fixed": fixed, "running": {}, "group": {}}
     return HackingAlarm(
         run.guard,
         trained=weights(run) if alone == TOTAL else {alone: 1.0},

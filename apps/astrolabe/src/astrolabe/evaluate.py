@@ -1,6 +1,7 @@
 """What training changed: the model before and after, on the same prompts with the same noise."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import cycle, islice
 
 from astrolabe import checkpoint
@@ -49,7 +50,7 @@ def evaluate(folder: RunFolder, run: Run, say: Say) -> Comparison:
     num_frames = evaluation_frames(run)
     check_frames(model, num_frames, "evaluation.num_frames")
     folder.newest()  # a damaged checkpoint is refused before minutes are spent
-    reward = build_reward(run).eval()
+    reward = build_reward(run, grouped=False).eval()
     checkpoint.restore_reward(folder, reward)
     judges = {
         name: build_term(name, term, "evaluation.judges")
@@ -102,13 +103,18 @@ def make_suite(run: Run) -> Suite:
 
 def describe(comparison: Comparison) -> list[str]:
     """One line for each score: means, paired difference, interval and what it says."""
-    lines = [f"{comparison['prompts']} held-out videos, same prompts and noise before and after:"]
+    state = " (partial)" if comparison["partial"] else ""
+    lines = [
+        f"{comparison['prompts']} held-out videos{state}, same prompts and noise before and after:"
+    ]
     for kind, scores in (("", comparison["rewards"]), (" (judge)", comparison["judges"])):
         for name, change in scores.items():
             low, high = change["interval"] or (float("nan"), float("nan"))
+            wins = comparison["wins"][name]["rate"]
             lines.append(
                 f"  {name + kind:<24} {change['before']:8.3f} -> {change['after']:8.3f}   "
-                f"{change['difference']:+.3f} [{low:+.3f}, {high:+.3f}]  {verdict(change)}"
+                f"{change['difference']:+.3f} [{low:+.3f}, {high:+.3f}]  wins {wins:.0%}  "
+                f"{verdict(change)}"
             )
     return lines
 
@@ -129,7 +135,7 @@ def _measure(
     say: Say,
 ) -> Evaluation:
     say(f"Sampling and scoring {len(suite)} videos {name} training ...")
-    return evaluate_suite(
+    result = evaluate_suite(
         sampler(model, evaluation_frames(run), run.overview),
         suite,
         reward,
@@ -137,6 +143,8 @@ def _measure(
         judges=judges,
         batch_size=run.evaluation.batch_size,
     )
+    watched = (name for name, term in run.rewards.items() if not term.weight)
+    return replace(result, held_out=tuple(name for name in watched if name in result.rewards))
 
 
 def _details(run: Run, trained: str) -> dict[str, str]:

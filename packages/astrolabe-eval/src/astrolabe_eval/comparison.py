@@ -1,43 +1,44 @@
-"""Compare two models sample by sample; the content of ``report.json``."""
+"""Compare models sample by sample; the content of ``report.json``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Literal, TypedDict
 
-from astrolabe_eval.scoring import TOTAL, Evaluation, Scores
-from astrolabe_eval.statistics import paired_interval
-
-LEVEL = 0.95
-RESAMPLES = 10_000
-
-
-class Change(TypedDict):
-    """Means over the suite of one score; ``interval`` is that of ``difference``."""
-
-    before: float
-    after: float | None
-    difference: float | None
-    interval: list[float] | None
+from astrolabe_eval.changes import LEVEL, Change, Versus, check_units, total_first, versus
+from astrolabe_eval.pairing import check_pairs
+from astrolabe_eval.scoring import TOTAL, Evaluation
 
 
 class Sample(TypedDict):
-    """One prompt: its scores by name, and ``after - before``."""
+    """One prompt: its scores by name, and ``after - before``; all models' in ``checkpoints``."""
 
     prompt: str
     seed: int
     before: dict[str, float]
     after: dict[str, float] | None
     difference: dict[str, float] | None
+    checkpoints: dict[str, dict[str, float]]
 
 
-class Comparison(TypedDict):
-    """The shape of ``report.json``."""
+class Comparison(Versus):
+    """The shape of ``report.json``: the last model against the base, and all that they share.
 
-    rewards: dict[str, Change]
-    judges: dict[str, Change]
+    ``checkpoints`` has every model of :func:`compare_many`, and is empty for :func:`compare`.
+    ``labels`` names the models, the base first. ``prompts`` counts samples, ``distinct_prompts``
+    those with different texts. ``held_out`` names the scores that no model was trained on.
+    ``missing`` has, for each model that lacks some, the names of samples and why; ``partial`` is
+    true if there are any.
+    """
+
     suite: str
     prompts: int
+    distinct_prompts: int
+    labels: list[str]
     paired: bool
     level: float
+    held_out: list[str]
+    partial: bool
+    missing: dict[str, dict[str, str]]
+    checkpoints: dict[str, Versus]
     samples: list[Sample]
     details: dict[str, str]
 
@@ -45,38 +46,80 @@ class Comparison(TypedDict):
 Verdict = Literal["rose", "fell", "no clear change"]
 
 
-def compare(before: Evaluation, after: Evaluation | None = None) -> Comparison:
+def compare(
+    before: Evaluation,
+    after: Evaluation | None = None,
+    *,
+    labels: tuple[str, str] = ("before", "after"),
+    units: Mapping[str, float] | None = None,
+) -> Comparison:
     """Mean scores of one model, or of two with the paired difference and its interval.
 
     Intervals are BCa bootstrap intervals of the mean of ``after - before`` at 95 % with a fixed
-    seed, so the same scores give the same file.
+    seed, so the same scores give the same file. Samples that share a prompt are resampled together.
 
     Args:
         before: The first model.
         after: The second, on the same suite, with the same scorers. None: only the first is
-            described, and everything about a change is None.
+            described, and everything about a change is None or empty.
+        labels: What to call the two.
+        units: Score name to the unit of its normalised change, above 0; by default the standard
+            deviation of the score over the samples of ``before``.
 
     Returns:
         A dict that JSON can hold: ``{"rewards": {"total": {"before", "after", "difference",
-        "interval": [low, high]}, "<name>": ...}, "judges": same shape, "suite", "prompts": n,
-        "paired", "level", "samples": [...], "details": {}}``. With one prompt there is a
+        "interval": [low, high]}, "<name>": ...}, "judges": same shape, "wins": {"<name>": {"rate",
+        "interval", ...}}, "normalised": {"<name>": ...}, "best", "worst", "held_out", "suite",
+        "prompts": n, "paired", "level", "samples": [...], ...}``. With one prompt there is a
         difference but no interval (None).
 
     Raises:
-        ValueError: If prompts, seeds or score names differ between the two.
+        SuiteError: If prompts, seeds or score names differ between the two.
+        ValueError: If the labels are equal, or a unit is not above 0 or belongs to no score.
     """
-    if after is not None:
-        _check_pairs(before, after)
-    return {
-        "rewards": _changes(before.rewards, after.rewards if after else None),
-        "judges": _changes(before.judges, after.judges if after else None),
-        "suite": before.suite.name,
-        "prompts": len(before.suite),
-        "paired": after is not None,
-        "level": LEVEL,
-        "samples": _samples(before, after),
-        "details": {},
-    }
+    others = {} if after is None else {labels[1]: after}
+    result = _compare(before, others, labels[0], units or {})
+    result["checkpoints"] = {}
+    for sample in result["samples"]:
+        sample["checkpoints"] = {}
+    return result
+
+
+def compare_many(
+    base: Evaluation,
+    checkpoints: Mapping[str, Evaluation],
+    *,
+    base_label: str = "base",
+    units: Mapping[str, float] | None = None,
+) -> Comparison:
+    """Compare several models with one base, each as :func:`compare` does.
+
+    Every interval is that of one number alone: of twenty changes that are none, one seems to be.
+
+    Args:
+        base: What the others are compared with.
+        checkpoints: Label to evaluation, in the order of the table; at least one.
+        base_label: What to call the base.
+        units: As in :func:`compare`.
+
+    Returns:
+        As :func:`compare` for the last checkpoint, with all of them under ``"checkpoints"``:
+        ``{"step 10": {"rewards", "judges", "wins", "normalised", "best", "worst"}, ...}``.
+
+    Raises:
+        SuiteError: If prompts, seeds or score names of one differ from the base's.
+        ValueError: If there are no checkpoints, or as in :func:`compare`.
+    """
+    if not checkpoints:
+        raise ValueError("There are no checkpoints to compare. Give at least one.")
+    return _compare(base, checkpoints, base_label, units or {})
+
+
+def versions(comparison: Comparison) -> dict[str, Versus]:
+    """Every model that was compared with the base, under its label; none for a single model."""
+    if comparison["checkpoints"] or not comparison["paired"]:
+        return comparison["checkpoints"]
+    return {comparison["labels"][-1]: comparison}
 
 
 def verdict(change: Change) -> Verdict:
@@ -98,58 +141,63 @@ def differences(comparison: Comparison) -> list[float]:
     return [sample["difference"][TOTAL] for sample in comparison["samples"] if sample["difference"]]
 
 
-def _check_pairs(before: Evaluation, after: Evaluation) -> None:
-    first, second = before.suite, after.suite
-    if (first.prompts, first.seeds) != (second.prompts, second.seeds):
-        raise ValueError(
-            f"before has {len(first)} samples of suite {first.name!r}, after {len(second)} of "
-            f"{second.name!r}, and they are not the same prompts and seeds in the same order. "
-            "Generate both with one suite."
-        )
-    _check_names("rewards", list(before.rewards), list(after.rewards))
-    _check_names("judges", list(before.judges), list(after.judges))
+def _compare(
+    base: Evaluation,
+    others: Mapping[str, Evaluation],
+    base_label: str,
+    units: Mapping[str, float],
+) -> Comparison:
+    """Every one of ``others`` against the base, the last one in front."""
+    if base_label in others:
+        raise ValueError(f"Two models are called {base_label!r}. Give each its own label.")
+    check_units(units, base)
+    for label, other in others.items():
+        check_pairs(base, other, (base_label, label))
+    models = {base_label: base, **others}
+    missing = {label: dict(model.missing) for label, model in models.items() if model.missing}
+    against = {label: versus(base, other, units) for label, other in others.items()}
+    return {
+        **(list(against.values())[-1] if against else versus(base, None, units)),
+        "suite": base.suite.name,
+        "prompts": len(base.suite),
+        "distinct_prompts": len(set(base.suite.prompts)),
+        "labels": list(models),
+        "paired": bool(others),
+        "level": LEVEL,
+        "held_out": _held_out(base, others),
+        "partial": bool(missing),
+        "missing": missing,
+        "checkpoints": against,
+        "samples": _samples(base, others),
+        "details": {},
+    }
 
 
-def _check_names(kind: str, before: Sequence[str], after: Sequence[str]) -> None:
-    if set(before) != set(after):
-        raise ValueError(
-            f"{kind} of before are {sorted(before)} and of after {sorted(after)}. "
-            "Score both models with the same scorers."
-        )
+def _held_out(base: Evaluation, others: Mapping[str, Evaluation]) -> list[str]:
+    # What trained the others decides; the base counts only where it stands alone.
+    watched = [set(model.held_out) for model in others.values()] or [set(base.held_out)]
+    return [*sorted(set.intersection(*watched)), *base.judges]
 
 
-def _total_first(scores: Scores) -> Scores:
-    return {name: scores[name] for name in sorted(scores, key=lambda name: name != TOTAL)}
-
-
-def _changes(before: Scores, after: Scores | None) -> dict[str, Change]:
-    """One entry for each score, the combined reward first."""
-    changes: dict[str, Change] = {}
-    for name, first in _total_first(before).items():
-        change = Change(before=float(first.mean()), after=None, difference=None, interval=None)
-        if after is not None:
-            second = after[name]
-            change["after"] = float(second.mean())
-            change["difference"] = float((second - first).mean())
-            if len(first) > 1:
-                change["interval"] = list(
-                    paired_interval(first, second, level=LEVEL, resamples=RESAMPLES)
-                )
-        changes[name] = change
-    return changes
-
-
-def _samples(before: Evaluation, after: Evaluation | None) -> list[Sample]:
-    first = _total_first(before.rewards | before.judges)
-    second = None if after is None else after.rewards | after.judges
+def _samples(base: Evaluation, others: Mapping[str, Evaluation]) -> list[Sample]:
+    names = list(total_first(base.rewards | base.judges))
+    old = base.rewards | base.judges
+    new = {label: other.rewards | other.judges for label, other in others.items()}
     samples: list[Sample] = []
-    for index, (prompt, seed) in enumerate(
-        zip(before.suite.prompts, before.suite.seeds, strict=True)
-    ):
-        old = {name: float(row[index]) for name, row in first.items()}
-        new = None if second is None else {name: float(second[name][index]) for name in first}
-        change = None if new is None else {name: new[name] - old[name] for name in old}
+    for index, (prompt, seed) in enumerate(zip(base.suite.prompts, base.suite.seeds, strict=True)):
+        before = {name: float(old[name][index]) for name in names}
+        models = {
+            label: {name: float(rows[name][index]) for name in names} for label, rows in new.items()
+        }
+        after = list(models.values())[-1] if models else None
         samples.append(
-            {"prompt": prompt, "seed": seed, "before": old, "after": new, "difference": change}
+            Sample(
+                prompt=prompt,
+                seed=seed,
+                before=before,
+                after=after,
+                difference=after and {name: after[name] - before[name] for name in names},
+                checkpoints=models,
+            )
         )
     return samples

@@ -2,8 +2,16 @@
 
 
 class SuiteError(ValueError):
-    """A prompt suite that cannot be used: missing, empty, not text, or prompts without a seed."""
+    """A suite that cannot be used, or two that do not pair up: prompts, seeds or scores differ."""
 
 
 class VideoError(ValueError):
     """A video file that is missing, cut short, or no video at all."""
+
+
+class VoteError(ValueError):
+    """A file of votes, or their key, that is missing, broken, or belongs to another page."""
+
+
+class VBenchError(SuiteError):
+    """Result files of VBench, or the program itself, that cannot be used."""

@@ -13,17 +13,21 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 #: Steps and values of one quantity over a training run, equally long.
 Curve: TypeAlias = tuple[Sequence[float], Sequence[float]]
+#: A change and the two ends of its interval, if it has one.
+Estimate: TypeAlias = tuple[float, Sequence[float] | None]
 Format = Literal["svg", "png"]
 Theme = Literal["light", "dark"]
 
 
 @dataclass(frozen=True)
-class _Colours:
+class Colours:
     """Ink of one theme; the ground is transparent. Blue and orange differ for every eye."""
 
     text: str
@@ -32,9 +36,9 @@ class _Colours:
     down: str
 
 
-_COLOURS: Final[dict[Theme, _Colours]] = {
-    "light": _Colours(text="#30363d", grid="#d8dee4", up="#1f6feb", down="#d9730d"),
-    "dark": _Colours(text="#c9d1d9", grid="#343b44", up="#58a6ff", down="#f0883e"),
+COLOURS: Final[dict[Theme, Colours]] = {
+    "light": Colours(text="#30363d", grid="#d8dee4", up="#1f6feb", down="#d9730d"),
+    "dark": Colours(text="#c9d1d9", grid="#343b44", up="#58a6ff", down="#f0883e"),
 }
 
 
@@ -64,16 +68,16 @@ def reward_curves(
     """
     if not curves:
         raise ValueError("There are no curves to draw. Give at least one.")
-    colours = _COLOURS[theme]
+    colours = COLOURS[theme]
     columns = min(columns, len(curves))
     rows = math.ceil(len(curves) / columns)
-    figure = _figure(4.4 * columns, 2.5 * rows)
+    figure = new_figure(4.4 * columns, 2.5 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, (title, curve) in zip(panels, curves.items(), strict=False):
         _draw_curve(panel, title, curve, colours)
     for panel in panels[len(curves) :]:
         panel.set_axis_off()
-    return _save(figure, format)
+    return save(figure, format)
 
 
 def paired_differences(
@@ -100,8 +104,8 @@ def paired_differences(
     values = np.sort(np.asarray(differences, dtype=np.float64).ravel())
     if not len(values):
         raise ValueError("There are no differences to draw. Compare at least one prompt.")
-    colours = _COLOURS[theme]
-    figure = _figure(5.6, 2.9)
+    colours = COLOURS[theme]
+    figure = new_figure(5.6, 2.9)
     panel = figure.subplots()
     fill = [colours.up if value >= 0 else colours.down for value in values]
     panel.bar(np.arange(1, len(values) + 1), values, width=0.85, color=fill)
@@ -112,8 +116,51 @@ def paired_differences(
     panel.set_xticks([])
     panel.set_xlabel("prompts, from least to most improved")
     panel.set_ylabel("change of total reward")
-    _style(panel, colours)
-    return _save(figure, format)
+    style(panel, colours)
+    return save(figure, format)
+
+
+def score_changes(
+    changes: Mapping[str, Mapping[str, Estimate]],
+    *,
+    format: Format = "svg",
+    theme: Theme = "light",
+) -> bytes:
+    """Draw the change of each score with its interval, one line for each model.
+
+    Args:
+        changes: Score to model to the change and its interval, each divided by the standard
+            deviation of its score, so that they share one axis. The first score is at the top.
+        format: Of the returned file.
+        theme: Dark or light ink, on a transparent ground.
+
+    Returns:
+        The file. One model alone is coloured by what its interval says; several differ by colour
+        and marker.
+
+    Raises:
+        ValueError: If there are no changes.
+    """
+    models = list(dict.fromkeys(label for models in changes.values() for label in models))
+    if not models:
+        raise ValueError("There are no changes to draw. Compare at least two models.")
+    colours = COLOURS[theme]
+    figure = new_figure(5.6, 0.8 + 0.2 * len(changes) * (len(models) + 0.6) + 0.2 * len(models))
+    panel = figure.subplots()
+    panel.axvline(0, color=colours.text, linewidth=0.8)
+    for number, label in enumerate(models):
+        for place, score in enumerate(changes):
+            if label not in changes[score]:
+                continue
+            height = place + 0.8 * ((number + 0.5) / len(models) - 0.5)
+            _draw_estimate(panel, changes[score][label], height, number, len(models), colours)
+    panel.set_yticks(range(len(changes)), [name.replace("$", r"\$") for name in changes])
+    panel.set_ylim(len(changes) - 0.5, -0.5)
+    panel.set_xlabel("change / SD")
+    style(panel, colours, grid="x")
+    if len(models) > 1:
+        _add_legend(panel, models, colours)
+    return save(figure, format)
 
 
 def smooth(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
@@ -130,7 +177,7 @@ def smooth(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
     return means
 
 
-def _draw_curve(panel: Axes, title: str, curve: Curve, colours: _Colours) -> None:
+def _draw_curve(panel: Axes, title: str, curve: Curve, colours: Colours) -> None:
     steps = np.asarray(curve[0], dtype=np.float64)
     values = np.asarray(curve[1], dtype=np.float64)
     if steps.shape != values.shape:
@@ -146,28 +193,74 @@ def _draw_curve(panel: Axes, title: str, curve: Curve, colours: _Colours) -> Non
     # A dollar sign would start a formula.
     panel.set_title(title.replace("$", r"\$"), fontsize=10, color=colours.text, loc="left")
     panel.set_xlabel("training step")
-    _style(panel, colours)
+    panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    style(panel, colours)
 
 
-def _style(panel: Axes, colours: _Colours) -> None:
+def _draw_estimate(
+    panel: Axes, estimate: Estimate, height: float, number: int, models: int, colours: Colours
+) -> None:
+    middle, interval = estimate
+    low, high = interval or (middle, middle)
+    colour = colours.up if low > 0 else colours.down if high < 0 else colours.text
+    if models > 1:
+        colour = _series(number, models, colours)
+    panel.plot([low, high], [height, height], color=colour, linewidth=2, solid_capstyle="round")
+    panel.plot([middle], [height], color=colour, marker=_marker(number), markersize=5)
+
+
+def _add_legend(panel: Axes, models: Sequence[str], colours: Colours) -> None:
+    for number, label in enumerate(models):
+        panel.plot(
+            [],
+            [],
+            color=_series(number, len(models), colours),
+            marker=_marker(number),
+            markersize=5,
+            # A leading underscore would hide the entry, a dollar sign start a formula.
+            label=f" {label}".replace("$", r"\$"),
+        )
+    panel.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=3,
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=colours.text,
+    )
+
+
+def _series(number: int, count: int, colours: Colours) -> str:
+    """A colour between orange and blue: checkpoints in order look ordered."""
+    start, end = np.array(to_rgb(colours.down)), np.array(to_rgb(colours.up))
+    return to_hex(start + (end - start) * number / max(1, count - 1))
+
+
+def _marker(number: int) -> str:
+    return "osD^vP"[number % 6]
+
+
+def style(panel: Axes, colours: Colours, grid: Literal["x", "y"] = "y") -> None:
+    """Give a panel the look of all: no frame, faint lines, small letters."""
     for side, spine in panel.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(colours.grid)
     panel.tick_params(colors=colours.text, labelsize=8, length=0)
     panel.xaxis.label.set(color=colours.text, fontsize=8.5)
     panel.yaxis.label.set(color=colours.text, fontsize=8.5)
-    panel.grid(axis="y", color=colours.grid, linewidth=0.7)
+    panel.grid(axis=grid, color=colours.grid, linewidth=0.7)
     panel.set_axisbelow(True)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """An empty figure, inches; the Agg canvas measures text, whatever the file."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _save(figure: Figure, format: Format) -> bytes:
+def save(figure: Figure, format: Format) -> bytes:
+    """Return a figure as a file."""
     # The date is left out, so that the same numbers give the same picture.
     metadata = {"Date": None} if format == "svg" else {}
     file = io.BytesIO()

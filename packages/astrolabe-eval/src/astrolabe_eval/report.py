@@ -1,60 +1,37 @@
-"""Write ``report.html``, one file that needs nothing else, and ``report.json``."""
+"""Write ``report.html``, one file that needs nothing else, and its numbers in four more formats."""
 
-import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from astrolabe_eval.changes import LEVEL, Change
+from astrolabe_eval.clips import choose_clips, choose_sheet, data_uri
 from astrolabe_eval.comparison import (
-    LEVEL,
-    Change,
     Comparison,
-    Verdict,
     compare,
+    compare_many,
     differences,
     verdict,
+    versions,
 )
+from astrolabe_eval.figures import draw_changes, draw_curve, draw_differences, draw_monitors
 from astrolabe_eval.files import write_atomic
-from astrolabe_eval.plots import Curve, Theme, paired_differences, reward_curves
+from astrolabe_eval.plots import Curve
 from astrolabe_eval.scoring import TOTAL, Evaluation
-from astrolabe_eval.selection import Choice, choose
-from astrolabe_eval.sheets import contact_sheet
-from astrolabe_eval.video_io import encode_mp4
+from astrolabe_eval.summary import HELD_OUT, Row, missing_in_words, notes, summarise
+from astrolabe_eval.tables import csv_table, latex_table, markdown_table
 
-
-@dataclass(frozen=True)
-class _Quality:
-    """How many videos a report embeds, and how finely."""
-
-    extremes: int
-    random: int
-    crf: int
-    max_side: int | None
-
-
-#: Tried in order until the videos fit.
-_QUALITIES: Final = (
-    _Quality(extremes=3, random=9, crf=18, max_side=None),
-    _Quality(extremes=3, random=9, crf=26, max_side=480),
-    _Quality(extremes=2, random=4, crf=30, max_side=384),
-    _Quality(extremes=1, random=2, crf=34, max_side=256),
-)
-_MIN_SIDE = 192  # pixels; smaller videos are enlarged, pixels kept square
-_SHEET_ROWS = 8
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One score in a table, with its interval in words (empty for a single model)."""
-
-    name: str
-    change: Change
-    verdict: Verdict
-    words: str
+#: Formats of the numbers: ending of the file to its media type.
+_KINDS: Final = {
+    "json": "application/json",
+    "csv": "text/csv",
+    "md": "text/markdown",
+    "tex": "application/x-tex",
+}
 
 
 @dataclass(frozen=True)
@@ -63,41 +40,46 @@ class _Table:
 
     title: str
     note: str
-    rows: list[_Row]
+    rows: list[Row]
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """One figure in both themes, as data URIs."""
+class _Download:
+    """A file that the page holds."""
 
-    title: str
-    light: str
-    dark: str
+    name: str
+    size: int
+    uri: str
 
 
 def write_report(
     folder: str | Path,
     before: Evaluation,
-    after: Evaluation | None = None,
+    after: Evaluation | Mapping[str, Evaluation] | None = None,
     *,
     title: str = "Evaluation",
     labels: tuple[str, str] = ("before", "after"),
+    units: Mapping[str, float] | None = None,
     curves: Mapping[str, Curve] | None = None,
     monitors: Mapping[str, Curve] | None = None,
     details: Mapping[str, str] | None = None,
     max_bytes: int = 5_000_000,
 ) -> Comparison:
-    """Compare two models, or describe one, in ``folder/report.html`` and ``folder/report.json``.
+    """Compare models, or describe one, in ``folder/report.html``.
 
     The page holds everything it shows: it opens from a disk, an e-mail or a web server, and asks no
-    other machine for anything. Which videos it shows is said in it (:func:`selection.choose`).
+    other machine for anything. Which videos it shows is said in it (:func:`selection.choose`). The
+    numbers are in it for download, and stand beside it: ``report.json`` (all), ``report.csv``
+    (every score of every video), ``report.md`` and ``report.tex`` (tables for a text).
 
     Args:
-        folder: Where both files go; made if missing. Older reports there are replaced.
-        before: The first model.
-        after: The second, on the same suite. None: a report of the first alone.
+        folder: Where the files go; made if missing. Older reports there are replaced.
+        before: The first model, or the base.
+        after: The second, on the same suite; or several checkpoints by their labels, of which
+            the last one is described in full. None: a report of the first alone.
         title: Heading of the page.
-        labels: What to call the two models, in few words.
+        labels: What to call the two models, in few words; the first one names the base of several.
+        units: Score name to the unit of its normalised change, as in :func:`compare`.
         curves: Title to steps and values of what was logged in training.
         monitors: The same of figures that were only watched; one plot for all of them.
         details: More to know about the run, such as its settings, shown as a list and stored in
@@ -105,45 +87,58 @@ def write_report(
         max_bytes: The page's size to aim at; fewer and coarser videos are embedded if need be.
 
     Returns:
-        The content of ``report.json``, as :func:`compare` makes it, with ``details``.
+        The content of ``report.json``, as :func:`compare` or :func:`compare_many` makes it, with
+        ``details``.
 
     Raises:
         OSError: If the folder cannot be written or the disk is full.
-        ValueError: If the two evaluations cannot be paired.
+        SuiteError: If the evaluations cannot be paired.
+        ValueError: As in :func:`compare`.
     """
-    comparison = compare(before, after)
+    models = {labels[0]: before}
+    if after is None or isinstance(after, Evaluation):
+        comparison = compare(before, after, labels=labels, units=units)
+        models |= {} if after is None else {labels[1]: after}
+    else:
+        comparison = compare_many(before, after, base_label=labels[0], units=units)
+        models |= after
     comparison["details"] = dict(details or {})
-    figures = [_curves({name: curve}, name) for name, curve in (curves or {}).items()]
-    watched = [_curves(monitors, "Monitors", columns=3)] if monitors else []
-    changes = _change_figure(comparison)
-    sheet = _sheet(before, after, labels, comparison)
-    spent = sum(len(figure.light) + len(figure.dark) for figure in [*figures, *watched, *changes])
-    spent += len(sheet[1]) if sheet else 0
-    clips = _clips(before, after, comparison, max_bytes - spent)
-    template = _environment().get_template("report.html.j2")
-    page = template.render(
+    rows = summarise(comparison)
+    figures = {
+        "curves": [draw_curve(name, curve) for name, curve in (curves or {}).items()],
+        "monitors": [draw_monitors(monitors)] if monitors else [],
+        "scores": draw_changes(rows),
+        "changes": draw_differences(comparison),
+    }
+    files = _files(comparison, title)
+    downloads = [_Download(name, len(data), _uri(name, data)) for name, data in files.items()]
+    sheet = choose_sheet(models, comparison)
+    spent = sum(len(picture) for pictures in figures.values() for picture in pictures)
+    spent += sum(len(download.uri) for download in downloads) + (len(sheet[1]) if sheet else 0)
+    page = page_template("report.html.j2").render(
         title=title,
-        labels=labels,
         comparison=comparison,
         total=TOTAL,
-        tables=_tables(comparison),
+        models=versions(comparison),
+        partial=missing_in_words(comparison),
+        tables=_tables(rows),
+        in_words=interval_in_words,
         headline=_headline(comparison),
         outcome=verdict(comparison["rewards"][TOTAL]),
         improved=sum(change > 0 for change in differences(comparison)),
-        curves=figures,
-        monitors=watched,
-        changes=changes,
-        clips=clips,
+        figures=figures,
+        downloads=downloads,
+        clips=choose_clips(list(models.values()), comparison, max_bytes - spent),
+        fps=before.fps,
         sheet=sheet,
+        notes=notes(comparison),
     )
-    folder = Path(folder)
-    write_atomic(folder / "report.html", page.encode())
-    content = json.dumps(comparison, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomic(folder / "report.json", f"{content}\n".encode())
+    for name, data in {**files, "report.html": page.encode()}.items():
+        write_atomic(Path(folder) / name, data)
     return comparison
 
 
-def interval_in_words(change: Change) -> str:
+def interval_in_words(change: Change, places: int = 3) -> str:
     """Say what the paired interval means, for a reader new to them.
 
     >>> interval_in_words({"before": 1.0, "after": 1.5, "difference": 0.5, "interval": [0.2, 0.8]})
@@ -161,8 +156,21 @@ def interval_in_words(change: Change) -> str:
     }
     return (
         f"{verdicts[verdict(change)]} On prompts like these the mean change is between "
-        f"{low:+.3f} and {high:+.3f} ({100 * LEVEL:.0f}% confidence)."
+        f"{low:+.{places}f} and {high:+.{places}f} ({100 * LEVEL:.0f}% confidence)."
     )
+
+
+def page_template(name: str) -> Template:
+    """A page of this package; every text put into it is escaped."""
+    # Prompts are anyone's text: escape all of it, and fail on a misspelt name in the template.
+    environment = Environment(
+        loader=PackageLoader("astrolabe_eval"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
 
 
 def _headline(comparison: Comparison) -> str:
@@ -179,119 +187,37 @@ def _headline(comparison: Comparison) -> str:
     )
 
 
-def _tables(comparison: Comparison) -> list[_Table]:
+def _tables(rows: list[Row]) -> list[_Table]:
     """The rewards and, if there are any, the judges."""
+    watched = any(row.held_out and not row.judge for row in rows)
     tables = [
         _Table(
             "Rewards",
-            "What training maximises: the total, and the scores it is made of. Larger is better.",
-            _rows(comparison["rewards"]),
-        )
+            "What training maximises: the total, and the scores it is made of. Larger is better."
+            + (f" Those with {HELD_OUT} were only watched." if watched else ""),
+            [row for row in rows if not row.judge],
+        ),
+        _Table(
+            "Independent judges",
+            "Nothing was trained on these. If the rewards rise and a judge falls, the model "
+            "learned to please the rewards rather than to do better.",
+            [row for row in rows if row.judge],
+        ),
     ]
-    if comparison["judges"]:
-        tables.append(
-            _Table(
-                "Independent judges",
-                "Nothing was trained on these. If the rewards rise and a judge falls, the model "
-                "learned to please the rewards rather than to do better.",
-                _rows(comparison["judges"]),
-            )
-        )
-    return tables
+    return [table for table in tables if table.rows]
 
 
-def _rows(changes: dict[str, Change]) -> list[_Row]:
-    return [
-        _Row(
-            name,
-            change,
-            verdict(change),
-            "" if change["difference"] is None else interval_in_words(change),
-        )
-        for name, change in changes.items()
-    ]
+def _files(comparison: Comparison, title: str) -> dict[str, bytes]:
+    """The numbers in every format, by file name."""
+    content = json.dumps(comparison, indent=2, ensure_ascii=False, allow_nan=False)
+    texts = {
+        "json": f"{content}\n",
+        "csv": csv_table(comparison),
+        "md": markdown_table(comparison, title=title),
+        "tex": latex_table(comparison, title=title),
+    }
+    return {f"report.{ending}": text.encode() for ending, text in texts.items()}
 
 
-def _curves(curves: Mapping[str, Curve], title: str, columns: int = 2) -> _Picture:
-    def draw(theme: Theme) -> str:
-        return _data_uri("image/svg+xml", reward_curves(curves, columns=columns, theme=theme))
-
-    return _Picture(title, light=draw("light"), dark=draw("dark"))
-
-
-def _change_figure(comparison: Comparison) -> list[_Picture]:
-    """The plot of all paired differences; none for a single model."""
-    values = differences(comparison)
-    if not values:
-        return []
-    interval = comparison["rewards"][TOTAL]["interval"]
-
-    def draw(theme: Theme) -> str:
-        return _data_uri("image/svg+xml", paired_differences(values, interval, theme=theme))
-
-    return [_Picture("Change of each prompt", light=draw("light"), dark=draw("dark"))]
-
-
-def _sheet(
-    before: Evaluation, after: Evaluation | None, labels: tuple[str, str], comparison: Comparison
-) -> tuple[Choice, str] | None:
-    """Some prompts and their contact sheet as a data URI; None without pictures."""
-    if not _have_videos(before, after):
-        return None
-    choice = choose(comparison, extremes=0, random=_SHEET_ROWS)[0]
-    picture = contact_sheet(
-        [before.videos[index] for index in choice.indices],
-        [before.suite.prompts[index] for index in choice.indices],
-        after=None if after is None else [after.videos[index] for index in choice.indices],
-        labels=labels,
-    )
-    return choice, _data_uri("image/png", picture)
-
-
-def _clips(
-    before: Evaluation, after: Evaluation | None, comparison: Comparison, budget: int
-) -> list[tuple[Choice, list[tuple[int, list[str]]]]]:
-    """For each choice, its prompts' indices with the videos as data URIs, within ``budget``."""
-    if not _have_videos(before, after):
-        return []
-    models = [before] if after is None else [before, after]
-    for quality in _QUALITIES:
-        choices = choose(comparison, quality.extremes, quality.random)
-        shown = {index for choice in choices for index in choice.indices}
-        encoded = {index: [_clip(model, index, quality) for model in models] for index in shown}
-        clips = [
-            (choice, [(index, encoded[index]) for index in choice.indices]) for choice in choices
-        ]
-        if sum(len(uri) for _, rows in clips for _, uris in rows for uri in uris) <= budget:
-            break
-    return clips
-
-
-def _clip(model: Evaluation, index: int, quality: _Quality) -> str:
-    data = encode_mp4(
-        model.videos[index],
-        model.fps,
-        min_side=_MIN_SIDE,
-        max_side=quality.max_side,
-        crf=quality.crf,
-    )
-    return _data_uri("video/mp4", data)
-
-
-def _have_videos(before: Evaluation, after: Evaluation | None) -> bool:
-    return len(before.videos) > 0 and (after is None or len(after.videos) > 0)
-
-
-def _data_uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _environment() -> Environment:
-    # Prompts are anyone's text: escape all of it, and fail on a misspelt name in the template.
-    return Environment(
-        loader=PackageLoader("astrolabe_eval"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+def _uri(name: str, data: bytes) -> str:
+    return data_uri(_KINDS[name.rpartition(".")[2]], data)

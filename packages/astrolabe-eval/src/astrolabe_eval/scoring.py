@@ -32,6 +32,10 @@ class Evaluation:
         videos: ``uint8 [F, 3, H, W]`` each; any sequence, so also one that reads files. Empty: a
             report shows no pictures.
         fps: Frames per second of the videos.
+        held_out: Names of rewards that were watched while training but have no part in the total.
+            Judges are held out anyway and need not be named.
+        missing: Name of each sample that was left out or is not finished, to why. Not empty: the
+            evaluation is partial, and a report says so and lists them.
     """
 
     suite: Suite
@@ -39,10 +43,17 @@ class Evaluation:
     judges: Scores = field(default_factory=dict)
     videos: Sequence[Frames] = ()
     fps: float = 8.0
+    held_out: tuple[str, ...] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if TOTAL not in self.rewards:
             raise ValueError(f"rewards has no {TOTAL!r}, only {sorted(self.rewards)}. Add it.")
+        if wrong := sorted(set(self.held_out) - (self.rewards.keys() - {TOTAL})):
+            raise ValueError(
+                f"held_out names {wrong[0]!r}, which is no part of the rewards "
+                f"{sorted(self.rewards.keys() - {TOTAL})}. Judges need not be named."
+            )
         if twice := sorted(self.rewards.keys() & self.judges.keys()):
             raise ValueError(f"{twice[0]!r} is both a reward and a judge. Rename the judge.")
         lengths = {f"rewards[{name!r}]": len(row) for name, row in self.rewards.items()}

@@ -227,7 +227,7 @@ def read_mp4(path: str | Path) -> Video:
     path = Path(path)
     if not path.is_file():
         raise VideoError(f"There is no video file {str(path)!r}. Check the path.")
-    _check_complete(path)
+    check_complete(path)
     try:
         with av.open(path) as container:
             if not container.streams.video:
@@ -262,7 +262,7 @@ def _pad_to_even(video: Frames) -> Frames:
     return np.pad(video, ((0, 0), (0, 0), (0, height % 2), (0, width % 2)), mode="edge")
 
 
-def _check_complete(path: Path) -> None:
+def check_complete(path: Path) -> None:
     """Refuse an mp4 whose boxes announce more bytes than the file has.
 
     ffmpeg plays what is left of such a file and says nothing (ISO/IEC 14496-12, 4.2: a box starts

@@ -14,6 +14,7 @@ from astrolabe_rewards.reward import Reward
 
 if TYPE_CHECKING:
     from astrolabe_rewards.attributes import AttributeTA
+    from astrolabe_rewards.cache import CachedReward
     from astrolabe_rewards.matcher import TinyTextReward
     from astrolabe_rewards.motion import FlowMQ
     from astrolabe_rewards.pixel_check import PixelCheck
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttributeTA",
+    "CachedReward",
     "CompositeReward",
     "FlowMQ",
     "Monitors",
@@ -33,6 +35,7 @@ __all__ = [
 
 _BUILT_IN = {
     "AttributeTA": "attributes",
+    "CachedReward": "cache",
     "FlowMQ": "motion",
     "PixelCheck": "pixel_check",
     "SharpnessVQ": "quality",

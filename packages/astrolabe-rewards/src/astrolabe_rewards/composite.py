@@ -1,45 +1,71 @@
 """Several rewards as one: the weighted sum that reinforcement learning maximises."""
 
-import difflib
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from astrolabe_rewards.keys import FPS, PIXELS, REWARD, SCORE, TEXT, VALID
+from astrolabe_rewards.errors import WeightsError
+from astrolabe_rewards.keys import FPS, GROUP, INDEX, PIXELS, REWARD, SCORE, TEXT, VALID
+from astrolabe_rewards.normalisation import (
+    Normalise,
+    Statistics,
+    by_group,
+    by_moments,
+    checked_statistics,
+    groups_of,
+    merged,
+    nearest,
+)
 from astrolabe_rewards.reward import Reward, check_pixels
+
+if sys.platform != "win32":
+    import resource
 
 Scorer = Callable[[TensorDictBase], TensorDictBase]
 
 _log = logging.getLogger(__name__)
-_STD_FLOOR = 1e-4  # a term that never varies must not be blown up
+#: Faults of the set-up, which leaving out single videos would hide.
+_SET_UP = (KeyError, ImportError, WeightsError, ConnectionError)
 
 
 class CompositeReward(TensorDictModuleBase):
     """Weighted sum of rewards, ``R = Σ_k w_k · n_k(score_k)``.
 
-    Reads ``("video","pixels")``, ``("video","fps")``, ``("prompt","text")``; writes ``("score",
-    name)`` of every term (raw), ``("next","valid")`` and ``("next","reward")``. ``n_k`` is the
-    identity, a fixed ``(score - mean) / std``, or the same with mean and std of all valid scores
-    seen in training mode so far, the present batch included.
+    Reads ``("video","pixels")``, ``("video","fps")``, ``("prompt","text")`` and, for
+    ``normalise="group"``, ``("prompt","group")`` and where present ``("window","index")``; writes
+    ``("score", name)`` of every term (raw), ``("next","valid")`` and ``("next","reward")``.
 
     Args:
         rewards: Name to (reward, weight). A reward is a ``Reward``, or any callable that takes a
             TensorDict and writes ``("score", name)`` into it, float ``[*B]`` or ``[*B, 1]``.
-        normalise: How scores of different units are brought to one scale before they are summed.
+        normalise: What ``n_k`` is, so that scores of different units can be summed. ``"none"``:
+            the identity. ``"fixed"``: ``(score - mean) / std`` with given numbers. ``"running"``:
+            with those of all valid videos seen in training mode so far, the present batch included.
+            ``"group"``: with those of the valid videos of the same prompt and window, so that a
+            term counts by how well it tells them apart; rewards of different groups then no longer
+            compare, and every group must be whole when it is combined.
         statistics: Name to (mean, std) of every term; for ``normalise="fixed"`` only.
-        on_error: ``"raise"`` stops at a failing or non-finite score. ``"invalid"`` scores the batch
-            again, one video at a time, and marks those that fail: their failed score is NaN, their
-            reward 0, their ``("next","valid")`` false.
+        on_error: ``"raise"`` stops at a failing or non-finite score. ``"invalid"`` marks a video
+            whose score is not finite: its failed score is NaN, its reward 0, its
+            ``("next","valid")`` false. A term that raises an error is asked again for one video at
+            a time; one that answers with NaN is not asked again. Missing entries, libraries and
+            weights are errors in either case.
+        group_key: Videos are of one group if these are equal, and so are those of ``index_key``.
+        index_key: Windows of a video, see ``group_key``.
 
     Attributes:
         seconds: Name to wall seconds of the last call.
+        gib: Name to GiB by which the last call raised the peak memory of this process: what CUDA
+            has allocated, summed over devices, if there is CUDA, else its resident memory (on
+            Windows always 0), other threads included. 0 if the call fits under an earlier peak.
 
     Raises:
         ValueError: If there are no rewards, a weight is not a finite number, or ``statistics`` does
@@ -50,9 +76,11 @@ class CompositeReward(TensorDictModuleBase):
         self,
         rewards: Mapping[str, tuple[Scorer, float]],
         *,
-        normalise: Literal["none", "fixed", "running"] = "none",
-        statistics: Mapping[str, tuple[float, float]] | None = None,
+        normalise: Normalise = "none",
+        statistics: Statistics | None = None,
         on_error: Literal["raise", "invalid"] = "raise",
+        group_key: NestedKey = GROUP,
+        index_key: NestedKey = INDEX,
     ) -> None:
         super().__init__()
         if not rewards:
@@ -60,7 +88,7 @@ class CompositeReward(TensorDictModuleBase):
                 "CompositeReward got no rewards. Give at least one: "
                 "{'sharpness_vq': (SharpnessVQ(), 1.0)}."
             )
-        _one_of("normalise", normalise, ("none", "fixed", "running"))
+        _one_of("normalise", normalise, get_args(Normalise))
         _one_of("on_error", on_error, ("raise", "invalid"))
         self.weights = {name: _weight(name, entry) for name, entry in rewards.items()}
         self.rewards: dict[str, Scorer] = {name: entry[0] for name, entry in rewards.items()}
@@ -69,10 +97,12 @@ class CompositeReward(TensorDictModuleBase):
             {name: term for name, term in self.rewards.items() if isinstance(term, nn.Module)}
         )
         self.normalise = normalise
-        self.statistics = _checked_statistics(normalise, statistics, list(rewards))
+        self.statistics = checked_statistics(normalise, statistics, list(rewards))
         self.on_error = on_error
+        self.group_key, self.index_key = group_key, index_key
         self.seconds = dict.fromkeys(rewards, 0.0)
-        self.in_keys = [PIXELS, FPS, TEXT]
+        self.gib = dict.fromkeys(rewards, 0.0)
+        self.in_keys = [PIXELS, FPS, TEXT, *([group_key] if normalise == "group" else [])]
         self.out_keys = [*((SCORE, name) for name in rewards), VALID, REWARD]
         # Count, mean and sum of squared deviations of each term (Welford), for "running".
         self.register_buffer("moments", torch.zeros(len(rewards), 3, dtype=torch.float64))
@@ -85,7 +115,7 @@ class CompositeReward(TensorDictModuleBase):
         """Write ``("score", name)`` of every term. Large batches may be scored part by part.
 
         Raises:
-            KeyError: If pixels are missing, or a term does not write its key.
+            KeyError: If pixels or the groups are missing, or a term does not write its key.
             TypeError: If pixels are not uint8.
             ValueError: If shapes are wrong, or (``on_error="raise"``) a score is not finite.
         """
@@ -93,28 +123,50 @@ class CompositeReward(TensorDictModuleBase):
         if pixels is None:
             raise KeyError(f"CompositeReward: the batch lacks {PIXELS}; it reads {self.in_keys}.")
         check_pixels(pixels, "CompositeReward")
+        if self.normalise == "group":  # refused before minutes are spent
+            groups_of(tensordict, self.group_key, self.index_key)
         for name in self.rewards:
-            begun = time.perf_counter()
+            begun, peak = time.perf_counter(), _peak_memory()
             tensordict.set((SCORE, name), self._scores(name, tensordict))
             self.seconds[name] = time.perf_counter() - begun
+            self.gib[name] = (_peak_memory() - peak) / 2**30
         return tensordict
 
     def combine(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``("next","valid")`` and ``("next","reward")`` of a batch that is scored.
 
         Raises:
-            KeyError: If a score is missing.
+            KeyError: If a score or the groups are missing.
+            ValueError: If there is not one group for each video.
         """
         scored = {name: cast(Tensor, tensordict.get((SCORE, name))) for name in self.rewards}
-        first = next(iter(scored.values()))
-        valid, total = torch.ones_like(first, dtype=torch.bool), torch.zeros_like(first)
-        for index, (name, scores) in enumerate(scored.items()):
-            finite = torch.isfinite(scores)
-            valid &= finite
-            normal = self._normalised(index, name, scores, finite)
-            total = total + self.weights[name] * normal.nan_to_num(0.0, 0.0, 0.0)
+        valid = torch.stack([scores.isfinite() for scores in scored.values()]).all(0)
+        normal = self._normalised(scored, valid, tensordict)
+        total = sum(self.weights[name] * scores for name, scores in normal.items())
         tensordict.set(VALID, valid)
-        return tensordict.set(REWARD, torch.where(valid, total, torch.zeros_like(total)))
+        return tensordict.set(REWARD, torch.where(valid, total, 0.0))
+
+    def _normalised(
+        self, scored: dict[str, Tensor], valid: Tensor, batch: TensorDictBase
+    ) -> dict[str, Tensor]:
+        """The scores of all terms on the common scale, by name."""
+        if self.normalise == "fixed":
+            return {
+                name: (scores - self.statistics[name][0]) / self.statistics[name][1]
+                for name, scores in scored.items()
+            }
+        if self.normalise == "group":
+            groups = groups_of(batch, self.group_key, self.index_key)
+            return {name: by_group(scores, groups, valid) for name, scores in scored.items()}
+        if self.normalise == "running":
+            moments = cast(Tensor, self.moments)
+            for index, scores in enumerate(scored.values() if self.training else ()):
+                moments[index] = merged(moments[index], scores[valid])
+            return {
+                name: by_moments(scores, own)
+                for (name, scores), own in zip(scored.items(), moments, strict=True)
+            }
+        return scored
 
     def _scores(self, name: str, batch: TensorDictBase) -> Tensor:
         """Scores of one term, float32 [*B, 1]; NaN where it failed and failures are allowed."""
@@ -127,9 +179,14 @@ class CompositeReward(TensorDictModuleBase):
                     "finite. Look at these videos, or set on_error='invalid' to leave them out."
                 )
             return scores
+        # An infinite score is as useless as none: both are told apart from scores by NaN alone.
+        return self._patiently(name, batch).nan_to_num(math.nan, math.nan, math.nan)
+
+    def _patiently(self, name: str, batch: TensorDictBase) -> Tensor:
+        """Scores of one term; of a batch that it cannot bear, those it gives video by video."""
         try:
             return self._call(name, batch)
-        except KeyError:  # a missing entry is a fault of the set-up, not of one video
+        except _SET_UP:
             raise
         except Exception as error:
             _log.warning("%s failed on a batch (%s); scoring video by video", name, error)
@@ -138,6 +195,8 @@ class CompositeReward(TensorDictModuleBase):
         for index in range(flat.shape[0]):
             try:
                 rows.append(self._call(name, flat[index : index + 1]))
+            except _SET_UP:
+                raise
             except Exception as error:
                 _log.warning("%s could not score video %d: %s", name, index, error)
                 rows.append(torch.full((1, 1), math.nan, device=batch.get(PIXELS).device))
@@ -161,49 +220,11 @@ class CompositeReward(TensorDictModuleBase):
             )
         return cast(Tensor, scores).detach().float().reshape(*batch.batch_size, 1)
 
-    def _normalised(self, index: int, name: str, scores: Tensor, finite: Tensor) -> Tensor:
-        """Bring the scores of a term to the common scale."""
-        if self.normalise == "none":
-            return scores
-        if self.normalise == "fixed":
-            mean, std = self.statistics[name]
-            return (scores - mean) / std
-        moments = cast(Tensor, self.moments)
-        if self.training:
-            moments[index] = _merged(moments[index], scores[finite].double().to(moments.device))
-        count, centre, squares = map(float, moments[index])
-        spread = math.sqrt(squares / count) if count else 1.0
-        return (scores - centre) / max(spread, _STD_FLOOR)
-
-
-def _merged(moments: Tensor, values: Tensor) -> Tensor:
-    """Join (count, mean, squared deviations) with new values (Chan et al. 1983, eq. 2.1)."""
-    if values.numel() == 0:
-        return moments
-    count, mean, squares = moments
-    total = count + values.numel()
-    gap = values.mean() - mean
-    return torch.stack(
-        [
-            total,
-            mean + gap * values.numel() / total,
-            squares
-            + (values - values.mean()).square().sum()
-            + gap**2 * count * values.numel() / total,
-        ]
-    )
-
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a value outside a closed set."""
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}.{_nearest(value, choices)} Choose from: {choices}.")
-
-
-def _nearest(word: str, known: tuple[str, ...]) -> str:
-    """A suggestion, or nothing."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{name} is {value!r}.{nearest(value, choices)} Choose from: {choices}.")
 
 
 def _weight(name: str, entry: Any) -> float:
@@ -222,29 +243,12 @@ def _weight(name: str, entry: Any) -> float:
     return float(weight)
 
 
-def _checked_statistics(
-    normalise: str, statistics: Mapping[str, tuple[float, float]] | None, names: list[str]
-) -> dict[str, tuple[float, float]]:
-    """Statistics that fit the terms one to one, or none where none are used."""
-    if normalise != "fixed":
-        if statistics is not None:
-            raise ValueError(
-                f"statistics are given but normalise is {normalise!r}. "
-                "Set normalise='fixed', or leave them out."
-            )
-        return {}
-    given = dict(statistics or {})
-    for name in given:
-        if name not in names:
-            raise ValueError(
-                f"statistics name {name!r}, which is no reward here.{_nearest(name, tuple(names))} "
-                f"Rewards: {names}."
-            )
-    for name in names:
-        mean, std = given.get(name, (math.nan, math.nan))
-        if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
-            raise ValueError(
-                f"normalise='fixed' needs a finite mean and a positive std of {name!r}, got "
-                f"{given.get(name)!r}. Give statistics={{{name!r}: (mean, std)}}."
-            )
-    return given
+def _peak_memory() -> int:
+    """Largest memory use so far, bytes: of all CUDA devices if there are any, else resident."""
+    if torch.cuda.is_available():
+        return sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+    if sys.platform == "win32":
+        return 0
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -11,16 +11,15 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from astrolabe_rewards.frames import TOKEN_SIDE, fitted_size, resized_by_pillow
+from astrolabe_rewards.placement import DType, shared
 from astrolabe_rewards.qwen_prompt import PromptEncoder, load_template
 from astrolabe_rewards.qwen_vl import (
-    DType,
-    Placement,
     Quantization,
     Question,
+    QwenPlacement,
     QwenReward,
     RewardVLM,
     locate_base,
-    shared,
 )
 from astrolabe_rewards.qwen_weights import Checkpoint
 from astrolabe_rewards.weights import TensorFiles, Wanted
@@ -98,7 +97,7 @@ class HPSv3(QwenReward):
         device: str | None = None,
         quantization: Quantization | None = None,
     ) -> None:
-        placement = Placement(self.name, dtype, device, quantization)
+        placement = QwenPlacement(dtype, device, self.name, quantization)
         super().__init__(placement, max_tokens)
         if not 0 < top <= 1:
             raise ValueError(f"top is {top!r}, not in (0, 1]. Take 1.0 for the mean of all frames.")

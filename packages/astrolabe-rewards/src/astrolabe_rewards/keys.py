@@ -1,11 +1,13 @@
 """The TensorDict entries this package reads and writes.
 
-Each value is ``dtype [shape] meaning and unit``; ``*B`` is any batch shape, ``F`` pixel frames, ``O``
-frames of an overview. Two
-packages that name the same entry give it the same text (tests/contract/test_keys.py).
+Each value is ``dtype [shape] meaning and unit``; ``*B`` is any batch shape, ``F`` pixel frames,
+``O`` frames of an overview. Two packages that name the same entry give it the same text
+(tests/contract/test_keys.py).
 """
 
 TEXT = ("prompt", "text")
+GROUP = ("prompt", "group")
+INDEX = ("window", "index")
 PIXELS = ("video", "pixels")
 FPS = ("video", "fps")
 OVERVIEW = ("video", "overview")
@@ -17,6 +19,8 @@ REWARD = ("next", "reward")
 
 READS = {
     TEXT: "str [*B] what to show in this window",
+    GROUP: "int64 [*B] equal for samples that compete for one prompt",
+    INDEX: "int64 [*B] 0 for the first window of a video",
     PIXELS: "uint8 [*B, F, 3, H, W] RGB, 0 to 255",
     FPS: "float32 [*B] frames per second",
     OVERVIEW: "uint8 [*B, O, 3, H, W] frames spread over the whole video so far, RGB, 0 to 255",

@@ -15,43 +15,36 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, Self, TypeVar, get_args
-from weakref import WeakValueDictionary
+from typing import ClassVar, Final, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from astrolabe_rewards.errors import WeightsError
 from astrolabe_rewards.frames import qwen_patches
+from astrolabe_rewards.placement import Placement
 from astrolabe_rewards.qwen_prompt import PromptEncoder
 from astrolabe_rewards.qwen_weights import Checkpoint, require
 from astrolabe_rewards.reward import Reward
 from astrolabe_rewards.weights import Wanted, digest
 
-DType = Literal["bfloat16", "float32"]
 Quantization = Literal["8bit", "4bit"]
 
 #: Extra of this package with what a Qwen2-VL needs.
 INSTALL: Final = "pip install 'astrolabe-rewards[qwen]'"
-_DTYPES: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 _log = logging.getLogger(__name__)
-_Part = TypeVar("_Part")
-_shared: "WeakValueDictionary[tuple[object, ...], Any]" = WeakValueDictionary()
-_shared_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Where and how the weights are held; checked when made.
+class QwenPlacement(Placement):
+    """A placement that may also hold the language layers in few bits.
 
     Args:
         asker: The reward, for messages.
-        dtype: Of the backbone.
-        device: A device of torch; None takes the current CUDA device if there is one, else the CPU.
         quantization: None, "8bit" or "4bit".
 
     Raises:
@@ -59,16 +52,13 @@ class Placement:
         ValueError: If an option is unknown, the device is not there, or bitsandbytes is not.
     """
 
-    asker: str
-    dtype: DType
-    device: str | None
+    asker: str = field(compare=False)
     quantization: Quantization | None
 
     def __post_init__(self) -> None:
         for package, name in (("transformers", "transformers"), ("PIL", "Pillow")):
             require(package, self.asker, f"{INSTALL} ({name} is among what it brings)")
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}. Choose from: {tuple(_DTYPES)}.")
+        super().__post_init__()
         if self.quantization is not None:
             if self.quantization not in get_args(Quantization):
                 raise ValueError(
@@ -81,29 +71,6 @@ class Placement:
                     f"quantization is {self.quantization!r}, which needs {' and '.join(absent)}. "
                     f"Install with `pip install {' '.join(absent)}`, or leave quantization out."
                 )
-        self.torch_device()
-
-    def torch_device(self) -> torch.device:
-        """Return the device, with its index.
-
-        Raises:
-            ValueError: If there is no such device.
-        """
-        if self.device is None:
-            cuda = torch.cuda.is_available()
-            return (
-                torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-            )
-        try:
-            device = torch.device(self.device)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise ValueError(
-                f"device is {self.device!r}: {reason}. Name a device that torch has here, such as "
-                "'cpu' or 'cuda:0', or leave it out."
-            ) from error
-        return device
 
 
 @dataclass(frozen=True)
@@ -138,7 +105,7 @@ class RewardVLM:
         self,
         checkpoint: Checkpoint,
         encoder: PromptEncoder,
-        placement: Placement,
+        placement: QwenPlacement,
         kind: Literal["image", "video"],
     ) -> None:
         if checkpoint.rows < encoder.rows:
@@ -161,7 +128,7 @@ class RewardVLM:
                 placement, device = self._placement, self._placement.torch_device()
                 _log.info("%s: reading %s", placement.asker, self.checkpoint.files.names())
                 self._networks = self.checkpoint.load(
-                    _DTYPES[placement.dtype], device, placement.quantization
+                    placement.torch_dtype(), device, placement.quantization
                 )
             return self._networks
 
@@ -245,7 +212,7 @@ class QwenReward(Reward):
     _model: RewardVLM
     _files: list[Path]
 
-    def __init__(self, placement: Placement, max_tokens: int) -> None:
+    def __init__(self, placement: QwenPlacement, max_tokens: int) -> None:
         super().__init__()
         if max_tokens < 1:
             raise ValueError(
@@ -298,26 +265,3 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]
         group.append(index)
     if group:
         yield group
-
-
-def shared(
-    kind: str, files: Sequence[Path], placement: Placement, make: Callable[[], _Part]
-) -> _Part:
-    """Return what another reward of this process made of the same files, or make it.
-
-    It lives as long as a reward holds it. A file that was written anew since is another file.
-
-    Args:
-        kind: What is made.
-        files: What it is made of.
-        placement: Where and how its weights are held.
-        make: Makes it.
-    """
-    stamps = [(file.resolve(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = (kind, *stamps, placement.dtype, placement.torch_device(), placement.quantization)
-    with _shared_lock:
-        found: _Part | None = _shared.get(key)
-        if found is None:
-            found = make()
-            _shared[key] = found
-        return found

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from astrolabe_rewards.errors import WeightsError
+from astrolabe_rewards.network import refuse_misfits
 from astrolabe_rewards.weights import TensorFiles
 
 #: Beginnings of names, theirs to ours; the first that fits is taken. The first two are the layout
@@ -84,7 +85,8 @@ class Checkpoint:
         self.backbone = _skeleton(self._config)
         with torch.device("meta"):
             self.head = head(self._config.text_config.hidden_size)
-        self._check()
+        wanted = self.shapes()
+        refuse_misfits(files, self._names, wanted, {_OUTPUT: wanted[_EMBEDDING]})
 
     @property
     def rows(self) -> int:
@@ -148,31 +150,6 @@ class Checkpoint:
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return self.files.shapes[self._names[name]] if name in self._names else ()
-
-    def _check(self) -> None:
-        """Refuse files that are not exactly the network."""
-        wanted = self.shapes()
-        allowed = wanted | {_OUTPUT: wanted[_EMBEDDING]}
-        faults = {
-            "missing": [name for name in wanted if name not in self._names],
-            "unexpected": [self._names[name] for name in self._names if name not in allowed],
-            "of another shape": [
-                f"{self._names[name]} {self._shape(name)} instead of {shape}"
-                for name, shape in allowed.items()
-                if name in self._names and self._shape(name) != shape
-            ],
-        }
-        found = [
-            f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for kind, names in faults.items()
-            if names
-        ]
-        if found:
-            raise WeightsError(
-                f"{self.files.names()} does not fit its network: {'; '.join(found)}. Of "
-                f"{len(wanted)} tensors every one is needed. Take the checkpoint as it was "
-                "published, and the base model it was trained from."
-            )
 
 
 def require(package: str, asker: str, install: str) -> None:

@@ -65,6 +65,9 @@ class Reward(TensorDictModuleBase):
         memory: What they take.
         needs_text: Whether the score depends on the prompt.
         deterministic: Whether equal input gives equal scores.
+        may_fail: Whether ``score`` may answer with NaN for a video that it cannot judge, such as a
+            judge whose answer could not be read. ``CompositeReward`` then leaves that video out
+            (``on_error="invalid"``) or stops.
 
     Args:
         in_keys: Where pixels, fps and (if needed) text are, in this order.
@@ -79,6 +82,7 @@ class Reward(TensorDictModuleBase):
     memory: ClassVar[str] = "none"
     needs_text: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
+    may_fail: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -110,17 +114,17 @@ class Reward(TensorDictModuleBase):
             fps: float32 ``[N]``, frames per second.
 
         Returns:
-            float32 ``[N]``, finite, on any device.
+            float32 ``[N]``, finite (``may_fail``: or NaN), on any device.
         """
         raise NotImplementedError(f"{type(self).__name__} is a Reward without a score method.")
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write the scores of a batch of any shape, float32 ``[*B, 1]``.
+        """Write the scores of a batch of any shape, float32 ``[*B, 1]``; NaN only if ``may_fail``.
 
         Raises:
             KeyError: If the batch lacks one of ``in_keys``.
             TypeError: If pixels are not uint8 or prompts are not texts.
-            ValueError: If shapes are wrong or a score is not finite.
+            ValueError: If shapes are wrong or a score is not finite, NaN of ``may_fail`` excepted.
         """
         missing = [key for key in self.in_keys if tensordict.get(key, None) is None]
         if missing:
@@ -150,18 +154,25 @@ class Reward(TensorDictModuleBase):
         return tensordict.set(self.out_keys[0], scores.reshape(*shape, 1))
 
     def fingerprint(self) -> str:
-        """Return a short digest of class, settings and weights: equal digests score equally."""
+        """Return a short digest of class, settings and weights: equal digests score equally.
+
+        Settings are public attributes: numbers, texts, and tuples, lists and dicts. A subclass that
+        keeps others, or loads its weights late, adds them.
+        """
         digest = hashlib.blake2b(digest_size=8)
         settings = {
             key: value
             for key, value in vars(self).items()
-            if isinstance(value, (int, float, str, tuple)) and not key.startswith("_")
+            if isinstance(value, (int, float, str, tuple, list, dict))
+            and not key.startswith("_")
+            and key not in ("training", "in_keys", "out_keys")
         }
-        settings.pop("training", None)
-        digest.update(repr((type(self).__qualname__, sorted(settings.items()))).encode())
+        kind = f"{type(self).__module__}.{type(self).__qualname__}"
+        digest.update(repr((kind, sorted(settings.items()))).encode())
         for key, value in sorted(self.state_dict().items()):
-            digest.update(key.encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(repr((key, value.dtype, tuple(value.shape))).encode())
+            flat = value.detach().cpu().contiguous().reshape(-1)  # no dimension has no bytes view
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def _prompts(self, tensordict: TensorDictBase, count: int) -> list[str]:
@@ -188,13 +199,14 @@ class Reward(TensorDictModuleBase):
         return [str(text) for text in flat]
 
     def _check_scores(self, scores: Tensor, count: int) -> None:
-        """Refuse scores of the wrong shape or that are not finite."""
+        """Refuse scores of the wrong shape, or that are not finite where they must be."""
         if tuple(scores.shape) != (count,):
             raise ValueError(
                 f"{self.name}: score returned shape {tuple(scores.shape)} for {count} videos. "
                 f"Return one number per video: shape ({count},)."
             )
-        bad = (~torch.isfinite(scores)).nonzero().flatten().tolist()
+        refused = scores.isinf() if self.may_fail else ~scores.isfinite()
+        bad = refused.nonzero().flatten().tolist()
         if bad:
             raise ValueError(
                 f"{self.name}: scores of videos {bad[:8]} are not finite. Look at these videos, or "

@@ -23,16 +23,15 @@ from astrolabe_rewards.frames import (
     grey,
     resized,
 )
+from astrolabe_rewards.placement import DType, shared
 from astrolabe_rewards.qwen_prompt import PromptEncoder, load_template
 from astrolabe_rewards.qwen_vl import (
-    DType,
-    Placement,
     Quantization,
     Question,
+    QwenPlacement,
     QwenReward,
     RewardVLM,
     locate_base,
-    shared,
 )
 from astrolabe_rewards.qwen_weights import Checkpoint
 from astrolabe_rewards.videoalign_files import (
@@ -179,7 +178,7 @@ class VideoAlign(QwenReward):
         device: str | None = None,
         quantization: Quantization | None = None,
     ) -> None:
-        placement = Placement(self.name, dtype, device, quantization)
+        placement = QwenPlacement(dtype, device, self.name, quantization)
         super().__init__(placement, max_tokens)
         for option, value, choices in (
             ("scale", scale, get_args(Scale)),

@@ -125,7 +125,8 @@ class TensorFiles:
 
     Args:
         paths: ``.safetensors`` files, or files of ``torch.save`` that hold a flat dict of tensors
-            (or one under "model"); the latter are memory-mapped and read with ``weights_only``.
+            (or one under "model" or "state_dict"); the latter are memory-mapped and read with
+            ``weights_only``.
 
     Attributes:
         shapes: Name to shape of every tensor.
@@ -181,8 +182,9 @@ class TensorFiles:
             state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except (OSError, RuntimeError, UnpicklingError, ValueError, EOFError) as error:
             raise _unreadable(path, error) from error
-        if isinstance(state, dict) and isinstance(state.get("model"), dict):
-            state = state["model"]
+        for key in ("model", "state_dict"):
+            if isinstance(state, dict) and isinstance(state.get(key), dict):
+                state = state[key]
         if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
             raise WeightsError(
                 f"{str(path)!r} is no flat dict of tensors. Take the file as it was published."

@@ -39,8 +39,8 @@ class WholeVideo(TensorDictModuleBase):
         whole = tensordict.copy()
         whole[PIXELS], whole[FPS] = tensordict[OVERVIEW], tensordict[OVERVIEW_FPS]
         scored = self.scorer(whole)
-        own = isinstance(self.scorer, Reward)
-        key: NestedKey = self.scorer.out_keys[0] if own else self.out_keys[0]
+        own = self.scorer.out_keys if isinstance(self.scorer, Reward) else self.out_keys
+        key: NestedKey = own[0]
         if scored.get(key, None) is None:
             raise KeyError(f"WholeVideo: the reward did not write {key}. Let it set that entry.")
         return tensordict.set(self.out_keys[0], scored[key])

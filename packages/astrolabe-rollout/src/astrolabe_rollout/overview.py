@@ -23,9 +23,9 @@ class Overview:
         if count < 2:
             raise ValueError(f"an overview of {count} frames shows no change. Ask for 2 or more.")
         self.count, self.before = count, before
-        self.first = 0 if before is None else before.end
+        self.first: int = 0 if before is None else before.end
         """Number of the first frame that is kept here and not in ``before``."""
-        self.end = self.first
+        self.end: int = self.first
         """Frames of the video so far."""
         self._stride = 1
         self._kept: Tensor | None = None

@@ -1,0 +1,56 @@
+"""Samples that share a prompt: what they say together, and how many prompts that is worth.
+
+Videos of one prompt with several seeds resemble each other, so they are not independent draws from
+"prompts like these". An interval that treats them as independent is too narrow.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def per_prompt(values: ArrayLike, prompts: Sequence[str]) -> NDArray[np.float64]:
+    """One number for each distinct prompt, with the mean of all values.
+
+    With ``m_i`` the mean of the ``n_i`` values of prompt ``i``, ``n`` the mean of all ``n_i`` and
+    ``m`` the mean of all values, prompt ``i`` becomes ``m + (n_i / n) (m_i - m)``: the linearised
+    ratio estimator (Cochran, "Sampling techniques", 3rd ed., 1977, sec. 9A.1), so that a
+    bootstrap of these numbers resamples whole prompts.
+
+    Args:
+        values: ``[n]``.
+        prompts: The prompt of each.
+
+    Returns:
+        ``[K]`` in the order of first occurrence; ``values`` themselves if no prompt repeats.
+
+    Example:
+        >>> per_prompt([1.0, 3.0, 8.0, 8.0], ["a", "a", "b", "b"])
+        array([2., 8.])
+    """
+    samples = np.asarray(values, dtype=np.float64)
+    members = _members(prompts)
+    counts = np.bincount(members)
+    if len(counts) == len(samples):
+        return samples
+    means = np.bincount(members, weights=samples) / counts
+    centre = samples.mean()
+    grouped: NDArray[np.float64] = centre + counts / counts.mean() * (means - centre)
+    return grouped
+
+
+def effective_count(prompts: Sequence[str]) -> float:
+    """How many independent prompts the samples are worth at least, ``n² / Σ n_i²`` (Kish).
+
+    >>> effective_count(["a", "b", "c"]), effective_count(["a", "a", "b", "b"])
+    (3.0, 2.0)
+    """
+    counts = np.bincount(_members(prompts))
+    return float(counts.sum() ** 2 / (counts**2).sum())
+
+
+def _members(prompts: Sequence[str]) -> NDArray[np.int64]:
+    """The number of each sample's prompt, counted by first occurrence."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(prompt, len(numbers)) for prompt in prompts])

@@ -1,0 +1,82 @@
+"""How often one model beats another, with an interval."""
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from astrolabe_eval.grouping import effective_count
+
+
+class WinRate(TypedDict):
+    """Samples won, tied and lost; in ``rate``, 0 to 1, ties count half."""
+
+    wins: int
+    ties: int
+    losses: int
+    rate: float
+    interval: list[float]
+
+
+def win_rate(outcomes: ArrayLike, prompts: Sequence[str], *, level: float = 0.95) -> WinRate:
+    """Count wins, and say how sure their share is.
+
+    The interval is Wilson's with as many trials as the samples are worth prompts
+    (:func:`grouping.effective_count`): several seeds or several raters of one prompt are not
+    independent. An outcome between 0 and 1 varies less than a coin of the same mean, so with ties
+    the interval is rather too wide than too narrow.
+
+    Args:
+        outcomes: ``[n]``, positive for a win, 0 for a tie, negative for a loss; such as
+            differences of scores.
+        prompts: The prompt of each.
+        level: Share of intervals that contain the true rate, in (0, 1).
+
+    Returns:
+        Counts, rate and interval.
+
+    Raises:
+        ValueError: If there are no outcomes, or not one prompt for each.
+
+    Example:
+        >>> win_rate([0.5, 0.25, 0.0, -1.0], ["a", "b", "c", "d"])["rate"]
+        0.625
+    """
+    signs = np.sign(np.asarray(outcomes, dtype=np.float64))
+    if not len(signs) or len(signs) != len(prompts):
+        raise ValueError(
+            f"There are {len(signs)} outcomes for {len(prompts)} prompts. "
+            "Give one for each, and at least one."
+        )
+    wins, ties, losses = (int((signs == sign).sum()) for sign in (1, 0, -1))
+    rate = (wins + ties / 2) / len(signs)
+    interval = wilson_interval(rate, effective_count(prompts), level=level)
+    return {"wins": wins, "ties": ties, "losses": losses, "rate": rate, "interval": list(interval)}
+
+
+def wilson_interval(rate: float, count: float, *, level: float = 0.95) -> tuple[float, float]:
+    """Score interval of a share (Wilson, "Probable inference", 1927).
+
+    It stays inside 0 to 1 and has a width even if all trials agree.
+
+    Args:
+        rate: Observed share, 0 to 1.
+        count: Number of trials, above 0; need not be whole.
+        level: Share of intervals that contain the true share, in (0, 1).
+
+    Returns:
+        Low and high end.
+
+    Example:
+        >>> low, high = wilson_interval(0.5, 100)
+        >>> f"{low:.3f} {high:.3f}"
+        '0.404 0.596'
+    """
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    shrink = 1 + z**2 / count
+    centre = (rate + z**2 / (2 * count)) / shrink
+    reach = z / shrink * math.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2))
+    return max(0.0, centre - reach), min(1.0, centre + reach)

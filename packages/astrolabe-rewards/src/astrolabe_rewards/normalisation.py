@@ -1,0 +1,139 @@
+"""Scores of different units on one scale, so that a sum of them is not ruled by one unit."""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+
+Normalise = Literal["none", "fixed", "running", "group"]
+#: Mean and standard deviation of a term.
+Statistics = Mapping[str, tuple[float, float]]
+
+_STD_FLOOR = 1e-4  # a term that does not vary must not be blown up
+
+
+def by_moments(scores: Tensor, moments: Tensor) -> Tensor:
+    """Return ``(scores - mean) / std`` of everything seen so far.
+
+    Args:
+        scores: float32 ``[*B, 1]``.
+        moments: float64 ``[3]``: count, mean and sum of squared deviations.
+    """
+    count, mean, squares = map(float, moments)
+    std = math.sqrt(squares / count) if count else 1.0
+    return (scores - mean) / max(std, _STD_FLOOR)
+
+
+def merged(moments: Tensor, values: Tensor) -> Tensor:
+    """Join count, mean and squared deviations with new values (Chan et al. 1983, eq. 2.1)."""
+    if values.numel() == 0:
+        return moments
+    values = values.double().to(moments.device)
+    count, mean, squares = moments
+    total = count + values.numel()
+    gap = values.mean() - mean
+    return torch.stack(
+        [
+            total,
+            mean + gap * values.numel() / total,
+            squares
+            + (values - values.mean()).square().sum()
+            + gap**2 * count * values.numel() / total,
+        ]
+    )
+
+
+def by_group(scores: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
+    """Return ``(scores - mean) / std`` of the valid videos of each group, population std.
+
+    Args:
+        scores: float32 ``[*B, 1]``.
+        groups: int64 ``[n]`` from `groups_of`.
+        valid: bool ``[*B, 1]``; the others are left out and get 0.
+
+    Returns:
+        float32 ``[*B, 1]``; 0 in a group whose scores are all equal.
+    """
+    # On the CPU: the order of a sum on a GPU is not fixed, and a resumed run must repeat it.
+    counted = valid.reshape(-1).cpu()
+    values = torch.where(counted, scores.reshape(-1).cpu().double(), 0.0)  # [n]
+    zeros = torch.zeros(len(values), dtype=torch.float64)  # no more groups than videos
+    sizes = zeros.index_add(0, groups, counted.double()).clamp(min=1)
+    means = zeros.index_add(0, groups, values) / sizes
+    gaps = torch.where(counted, values - means[groups], 0.0)
+    stds = (zeros.index_add(0, groups, gaps.square()) / sizes).sqrt()
+    normal = gaps / stds[groups].clamp(min=_STD_FLOOR)
+    return normal.float().reshape(scores.shape).to(scores.device)
+
+
+def groups_of(batch: TensorDictBase, group_key: NestedKey, index_key: NestedKey) -> Tensor:
+    """Return the number of the group of each video, int64 ``[n]`` from 0, the batch flattened.
+
+    Videos are of one group if their prompt group and their window agree: a later window has another
+    past, so it does not compete with an earlier one. A batch without ``index_key`` is all one
+    window.
+
+    Raises:
+        KeyError: If the batch lacks ``group_key``.
+        ValueError: If it does not hold one number for each video.
+    """
+    group = batch.get(group_key, None)
+    if group is None:
+        raise KeyError(
+            f"CompositeReward: normalise='group' reads {group_key!r}, which this batch lacks. "
+            "Let it say which videos compete (equal numbers for those of one prompt), name "
+            "another entry with group_key, or choose normalise='fixed'."
+        )
+    index = batch.get(index_key, None)
+    group = group.reshape(-1).cpu()
+    window = torch.zeros_like(group) if index is None else index.reshape(-1).cpu()
+    count = batch.batch_size.numel()
+    if len(group) != count or len(window) != count:
+        raise ValueError(
+            f"CompositeReward: {len(group)} groups and {len(window)} windows for {count} videos. "
+            f"Give one number of {group_key!r} and {index_key!r} for each video."
+        )
+    numbers: Tensor = torch.unique(torch.stack([group, window]), dim=1, return_inverse=True)[1]
+    return numbers
+
+
+def checked_statistics(
+    normalise: str, statistics: Statistics | None, names: Sequence[str]
+) -> dict[str, tuple[float, float]]:
+    """Return statistics that fit the terms one to one, or none where none are used.
+
+    Raises:
+        ValueError: If they do not fit.
+    """
+    if normalise != "fixed":
+        if statistics is not None:
+            raise ValueError(
+                f"statistics are given but normalise is {normalise!r}. "
+                "Set normalise='fixed', or leave them out."
+            )
+        return {}
+    given = dict(statistics or {})
+    for name in given:
+        if name not in names:
+            raise ValueError(
+                f"statistics name {name!r}, which is no reward here.{nearest(name, names)} "
+                f"Rewards: {list(names)}."
+            )
+    for name in names:
+        mean, std = given.get(name, (math.nan, math.nan))
+        if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+            raise ValueError(
+                f"normalise='fixed' needs a finite mean and a positive std of {name!r}, got "
+                f"{given.get(name)!r}. Give statistics={{{name!r}: (mean, std)}}."
+            )
+    return given
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Return a suggestion for a misspelt word, or nothing."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
