@@ -79,7 +79,7 @@ def measure(folder: Path | None) -> dict[str, Any]:
         load_trained(model, RunFolder(folder))
     found = evaluate_suite(
         sampler(model, evaluation_frames(run)),
-        make_suite(run),
+        make_suite(run)[0],
         build_reward(run).eval(),
         fps=model.fps,
         judges={

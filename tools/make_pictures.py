@@ -50,7 +50,7 @@ def main() -> None:
     folder, run = RunFolder.open(sys.argv[1])
     out = Path(sys.argv[2] if len(sys.argv) > 2 else "docs")
     out.mkdir(exist_ok=True)
-    whole = make_suite(run)
+    whole, _ = make_suite(run)
     # Evenly over the list, whatever they look like.
     rows = [index * len(whole) // PROMPTS for index in range(PROMPTS)]
     prompts, seeds = ([values[row] for row in rows] for values in (whole.prompts, whole.seeds))

@@ -240,7 +240,9 @@ def test_a_run_leaves_everything_it_promises_and_its_adapter_makes_videos(
         "report.json",
         "checkpoints/step-000003/lora/adapter_model.safetensors",
         "samples/step-000001/0.mp4",
-        "samples/report/0-before.mp4",
+        "report.csv",
+        "report.md",
+        "report.tex",
     }
     report = json.loads((run_folder / "report.json").read_text())
     assert report["rewards"]["total"].keys() == {"before", "after", "difference", "interval"}

@@ -9,6 +9,9 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
+#: What a clock or a memory says, and so no two runs alike.
+MEASURED = ("time/", "memory/", "overlap/", "cost/")
+
 
 def astrolabe(*arguments, **options):
     command = [sys.executable, "-m", "astrolabe", *map(str, arguments)]
@@ -26,8 +29,7 @@ def astrolabe(*arguments, **options):
 def metrics(folder):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [
-        {k: v for k, v in json.loads(line).items() if not k.startswith(("time/", "memory/"))}
-        for line in lines
+        {k: v for k, v in json.loads(line).items() if not k.startswith(MEASURED)} for line in lines
     ]
 
 

@@ -20,9 +20,9 @@ NAMES = {
         score_suite verdict write_mp4 write_report Agreement agree agreement_map rank_scatter
         write_agreement VBenchError drift_curves first_last_consistency fuse_clips parse_script
         read_results read_vbench_prompts run_vbench score_flickering score_intervals script_suite
-        VoteError compare_many csv_table keep_shared latex_table markdown_table read_votes
-        score_changes wilson_interval win_rate write_votes split_folder totals totals_latex
-        totals_markdown vbench_suite write_flickering""",
+        SuiteFolder VoteError compare_many fill csv_table keep_shared latex_table markdown_table
+        read_votes score_changes wilson_interval win_rate write_votes split_folder totals
+        totals_latex totals_markdown vbench_suite write_flickering""",
 }
 
 

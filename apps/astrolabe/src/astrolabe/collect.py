@@ -11,6 +11,7 @@ from tensordict import TensorDictBase
 from astrolabe.clock import Clock
 from astrolabe.compose import Parts
 from astrolabe.config import Run
+from astrolabe.shown import Extremes
 
 PIXELS = ("video", "pixels")
 OVERVIEW = ("video", "overview")
@@ -25,11 +26,10 @@ def collect(
     what was waited for; what scoring took beside counts as hidden.
 
     Returns:
-        All of them without pixels, ``[N, T]``, and some to look at, the first of their groups.
+        All of them without pixels, ``[N, T]``, and the best and the worst of some groups.
     """
     scored: list[TensorDictBase] = []
-    shown: list[TensorDictBase] = []
-    size, group = parts.env.sampler.batch_size, run.rollout.group_size
+    shown = Extremes(parts, groups=max(run.logging.samples // 2, 1))
     # A policy that commits the best candidates calls the rewards too, and they run one at a time.
     allowed = run.rollout.overlap and run.rollout.commit != "best"
     overlap = allowed and parts.env.sampler.parts > 1
@@ -45,9 +45,7 @@ def collect(
         for name in parts.reward.rewards:
             clock.count(f"cost/{name}_s", parts.reward.seconds[name])
             clock.count(f"cost/{name}_gib", parts.reward.gib[name])
-        first = -len(scored) * size % group
-        shown.extend(batch[row : row + 1].clone() for row in range(first, size, group))
-        del shown[run.logging.samples :]
+        shown.take(batch)
         scored.append(batch.exclude(PIXELS, OVERVIEW))  # 97 MB for each clip of a real model
 
     with ThreadPoolExecutor(max_workers=1) as scorer:
@@ -63,7 +61,7 @@ def collect(
                 running = None
         if running is not None:
             finish(*running)
-    return torch.cat(scored), torch.cat(shown)
+    return torch.cat(scored), shown.videos()
 
 
 def score(parts: Parts, batch: TensorDictBase) -> float:

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -71,35 +71,63 @@ def train(
     epilog=examples(
         "astrolabe eval runs/short",
         "astrolabe eval runs/short --num-videos 256 --prompts my_prompts.txt",
+        "astrolabe eval runs/short --step 10 --step 20 --exact",
+        "astrolabe eval runs/long --prompts VBench_full_info.json --num-videos 0 --out vbench",
+        "torchrun --nproc-per-node 8 -m astrolabe eval runs/long --num-videos 946",
     ),
 )
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     prompts: Annotated[
-        str | None, typer.Option(help="Prompt file or packaged list; by default the run's.")
+        str | None,
+        typer.Option(help="Packaged list, .txt, .jsonl, .csv, or VBench's .json; else the run's."),
     ] = None,
-    num_videos: Annotated[int | None, typer.Option(help="Videos before and after.")] = None,
+    num_videos: Annotated[
+        int | None, typer.Option(help="Videos of each model; 0 for all prompts.")
+    ] = None,
+    step: Annotated[
+        list[int] | None, typer.Option(help="Checkpoint to compare; may be repeated.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Videos kept together.")] = None,
+    exact: Annotated[
+        bool | None,
+        typer.Option(help="One by one, so that no number depends on the batch; else the run's."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of videos, scores and report; else the run's.")
+    ] = None,
 ) -> None:
     """Compare a run's model before and after, on held-out prompts with the same noise.
 
-    Writes `report.html` and `report.json` into the run folder.
+    Writes every video with its scores, then report.html, .json, .csv, .md and .tex. The same
+    command goes on after an interruption; under torchrun, processes share the videos.
     """
     from dataclasses import replace
 
     from astrolabe.evaluate import evaluate as evaluate_run
+    from astrolabe.jobs import share_of_work
     from astrolabe.run_folder import RunFolder
 
     folder, settings = RunFolder.open(run)
-    evaluation = settings.evaluation
+    given: dict[str, Any] = {  # Any: settings have many types
+        "prompts": prompts,
+        "num_videos": num_videos,
+        "batch_size": batch_size,
+        "exact": exact,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
     try:
-        evaluation = replace(
-            evaluation,
-            prompts=prompts or evaluation.prompts,
-            num_videos=evaluation.num_videos if num_videos is None else num_videos,
-        )
+        evaluation = replace(settings.evaluation, **changes)
     except ValueError as error:
         raise ConfigError(f"astrolabe eval: {error}") from error
-    evaluate_run(folder, replace(settings, evaluation=evaluation), typer.echo)
+    evaluate_run(
+        folder,
+        replace(settings, evaluation=evaluation),
+        typer.echo,
+        steps=step or (),
+        out=out,
+        share=share_of_work(),
+    )
 
 
 @commands.command(
@@ -125,3 +153,31 @@ def export(
 
     export_run(run, target, kind=kind, overwrite=overwrite)
     typer.echo(target)
+
+
+@commands.command(
+    epilog=examples(
+        "astrolabe watch runs/short",
+        "astrolabe watch runs --port 8000 --open",
+    )
+)
+def watch(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, or of several to compare.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; by default none but this machine can look.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen at; 0: any that is free.")
+    ] = 0,
+    open_browser: Annotated[
+        bool, typer.Option("--open/--no-open", help="Show the page in a browser here.")
+    ] = False,
+) -> None:
+    """Follow a training in the browser: curves, samples, alarms; also one that is finished.
+
+    Reads the run folder only and writes nothing; needs no network. From another machine, tunnel:
+    ssh -L 8000:127.0.0.1:8000 MACHINE, with --port 8000 here.
+    """
+    from astrolabe.watch import watch as watch_runs
+
+    watch_runs(folder, host=host, port=port, open_browser=open_browser, say=typer.echo)

@@ -1,4 +1,4 @@
-"""Commands that make videos, score them, and convert the models that make them."""
+"""Commands that make videos, and convert the models that make them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -91,65 +91,6 @@ def generate(
         out=out,
     )
     perform(request, typer.echo)
-
-
-@commands.command(
-    epilog=examples(
-        "astrolabe score videos/*.mp4 --reward sharpness_vq --reward flow_mq",
-        'astrolabe score ball.mp4 --prompt "a red ball rolls to the left" --reward attribute_ta',
-        "astrolabe score videos --prompts p.csv --reward hpsv3 --cache seen --out scores.csv",
-        "astrolabe score videos --recipe tiny --report agreement",
-    )
-)
-def score(
-    videos: Annotated[list[Path], typer.Argument(help="Video files, or folders of them.")],
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(help="What a video should show: one for all, or one for each, in order."),
-    ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="JSON Lines or .csv with a path and a prompt each.")
-    ] = None,
-    reward: Annotated[
-        list[str] | None, typer.Option(help="Names of rewards; see astrolabe parts rewards.")
-    ] = None,
-    recipe: Annotated[
-        list[str] | None, typer.Option(help="Use the rewards and judges of this recipe.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="rewards.NAME.options.X=VALUE", help="Option of a reward."),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Videos scored together.")] = 8,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder that remembers scores of videos seen before.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="File to write: .csv or .jsonl.")] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Folder of a page that shows how the rewards agree.")
-    ] = None,
-) -> None:
-    """Score video files with reward models; larger is better.
-
-    Prompts of videos that `astrolabe generate` made are known. Folders are searched for .mp4,
-    .webm, .mov, .mkv and .avi. A video that cannot be read or scored is listed and skipped; the
-    exit code is then 1.
-    """
-    from astrolabe.score import Request, perform
-
-    request = Request(
-        videos=videos,
-        prompts=prompt or [],
-        prompt_file=prompts,
-        rewards=reward or [],
-        recipes=recipe or [],
-        overrides=overrides or [],
-        batch_size=batch_size,
-        cache=cache,
-        out=out,
-        report=report,
-    )
-    raise typer.Exit(perform(request, typer.echo))
 
 
 @commands.command(

@@ -203,13 +203,18 @@ class Evaluation:
     """The report before and after, on prompts that are not trained on."""
 
     prompts: str = "tiny_heldout"
-    """A text file with one prompt per line, or the name of a packaged list."""
+    """A packaged list, a text file with one prompt per line, a .jsonl or .csv file with "prompt",
+    or VBench's ``VBench_full_info.json``, whose videos then have the names that VBench expects."""
     num_videos: int = 128
-    """Videos of each of the two models; prompts are repeated with other noise if they run out."""
+    """Videos of each model, evenly over the prompts; prompts are repeated with other noise if they
+    run out. 0: each prompt once, and all videos of VBench's list."""
     num_frames: int = 0
     """Latent frames of a video; 0: as in training."""
     batch_size: int = 32
-    """Videos sampled together."""
+    """Videos kept together; what is finished is never made again."""
+    exact: bool = True
+    """Sample and score videos one by one, so that no number depends on ``batch_size``; large models
+    lose no time by it."""
     seed: int = 1_000_000
     """Seed of the first video's noise; the next ones count up."""
     judges: dict[str, RewardTerm] = field(default_factory=dict)
@@ -218,7 +223,9 @@ class Evaluation:
     """Write the report when training ends."""
 
     def __post_init__(self) -> None:
-        at_least("num_videos", self.num_videos, 2)
+        if self.num_videos == 1:
+            raise ValueError("num_videos is 1. Set it to 2 or more, or to 0 for all prompts.")
+        at_least("num_videos", self.num_videos, 0)
         at_least("num_frames", self.num_frames, 0)
         at_least("batch_size", self.batch_size, 1)
         at_least("seed", self.seed, 0)
@@ -235,7 +242,7 @@ class Logging:
     samples_every: int = 10
     """Steps between sample videos; 0: none."""
     samples: int = 4
-    """Videos of each of these times."""
+    """Videos of each of these times: the best and the worst of half as many groups."""
     backends: tuple[Literal["csv", "tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     """TorchRL loggers to use beside metrics.jsonl."""
 

@@ -1,69 +1,112 @@
 """What training changed: the model before and after, on the same prompts with the same noise."""
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
 
 from astrolabe import checkpoint
 from astrolabe.compose import Scorer, build_model, build_reward, build_term, check_frames
 from astrolabe.config import Run
+from astrolabe.load import to_json
 from astrolabe.prompts import prompt_list
-from astrolabe.run_folder import RunFolder
-from astrolabe.sampling import evaluation_frames, load_trained, sampler
+from astrolabe.run_folder import LORA, RunFolder, digest_of
+from astrolabe.sampling import evaluation_frames, one_by_one, sampler
 from astrolabe.tracking import read_curves
+from astrolabe.view import progress
 from astrolabe_eval import (
     Comparison,
     Evaluation,
     Suite,
+    SuiteFolder,
     evaluate_suite,
+    fill,
+    read_vbench_prompts,
+    vbench_suite,
     verdict,
-    write_mp4,
     write_report,
 )
+from astrolabe_rollout.lora import load_lora
 from astrolabe_rollout.model import VideoModel
 
 Say = Callable[[str], None]
 REWARD, MONITOR = "reward/", "monitor/"
+BEFORE = "before"
 
 
-def evaluate(folder: RunFolder, run: Run, say: Say) -> Comparison:
+def evaluate(
+    folder: RunFolder,
+    run: Run,
+    say: Say,
+    *,
+    steps: Sequence[int] = (),
+    out: Path | None = None,
+    share: tuple[int, int] = (0, 1),
+) -> Comparison | None:
     """Compare the model of a run before and after training; write the report into its folder.
 
-    "After" is the averaged policy of the newest checkpoint, the one that sampled the data last.
+    "After" is the averaged policy of a checkpoint, the one that sampled the data last. Videos and
+    scores are kept one by one: a call that was interrupted goes on, and several processes may share
+    the work; the one that finds all of it done writes the report.
 
     Args:
         folder: Of the run.
         run: Its settings; ``run.evaluation`` says what is generated.
         say: Shows a line.
+        steps: Checkpoints to compare with the untrained model; by default the newest.
+        out: Where videos, scores and report go; by default into the folder of the run.
+        share: Number of this process, and how many there are.
 
     Returns:
-        The content of ``report.json``.
+        The content of ``report.json``; None if other processes are not done yet.
 
     Raises:
         ConfigError: If a setting does not fit the model.
-        CheckpointError: If there is no checkpoint, or it is damaged.
+        CheckpointError: If there is no such checkpoint, or it is damaged.
         PromptFileError: If the prompts cannot be read.
+        SuiteError: If the suite cannot be used.
         OSError: If the report cannot be written.
     """
-    suite = make_suite(run)
+    suite, names = make_suite(run)
+    checkpoints = folder.find(steps)  # a damaged one is refused before minutes are spent
     model = build_model(run.model)
     num_frames = evaluation_frames(run)
     check_frames(model, num_frames, "evaluation.num_frames")
-    folder.newest()  # a damaged checkpoint is refused before minutes are spent
     reward = build_reward(run, grouped=False).eval()
     checkpoint.restore_reward(folder, reward)
     judges = {
         name: build_term(name, term, "evaluation.judges")
         for name, term in run.evaluation.judges.items()
     }
-    before = _measure("before", model, suite, run, reward, judges, say)
-    trained = load_trained(model, folder)
-    after = _measure("after", model, suite, run, reward, judges, say)
+    versions = {BEFORE: None, **{path.name: path for path in checkpoints}}
+    where = _place(out or folder.path / "evaluation", run, suite)
+    results: dict[str, Evaluation | None] = {}
+    for name, path in versions.items():
+        made = SuiteFolder(
+            where / name,
+            suite,
+            fps=model.fps,
+            names=names,
+            protocol=protocol(run) | {"checkpoint": None if path is None else digest_of(path)},
+        )
+        say(f"Sampling and scoring {len(made.todo(*share))} videos {_when(name)} ...")
+        if path is not None:
+            load_lora(model.transformer.network, path / LORA)
+        _fill(made, model, run, reward, judges, share)
+        results[name] = made.evaluation() if not made.todo() else None
+    if any(result is None for result in results.values()):
+        say("This process is done with its share; the last one to finish writes the report.")
+        return None
+    found = {name: _marked(result, run) for name, result in results.items() if result is not None}
+    before, *after = found.values()
     curves = read_curves(folder)
     comparison = write_report(
-        folder.path,
+        out or folder.path,
         before,
-        after,
+        after[0] if len(after) == 1 else dict(zip(list(found)[1:], after, strict=True)),
         title=f"{folder.path.name}: before and after",
         curves={
             _title(name, run): curve
@@ -75,30 +118,109 @@ def evaluate(folder: RunFolder, run: Run, say: Say) -> Comparison:
             for name, curve in curves.items()
             if name.startswith(MONITOR)
         },
-        details=_details(run, trained.name),
+        details=_details(run, ", ".join(path.name for path in checkpoints)),
     )
-    for index in range(min(run.logging.samples, len(suite))):
-        for name, result in (("before", before), ("after", after)):
-            path = folder.samples / "report" / f"{index}-{name}.mp4"
-            write_mp4(path, result.videos[index], result.fps, min_side=192)
     for line in describe(comparison):
         say(line)
-    say(f"Report: {folder.report}")
+    say(f"Videos and scores: {where}")
+    say(f"Report: {(out or folder.path) / 'report.html'}")
     return comparison
 
 
-def make_suite(run: Run) -> Suite:
-    """Choose the prompts of the evaluation, evenly over the list, and number their seeds."""
+def make_suite(run: Run) -> tuple[Suite, tuple[str, ...]]:
+    """Choose the prompts of the evaluation, evenly over the list, and number their seeds.
+
+    Returns:
+        The suite, and the names of its videos if it has any of its own (VBench's list).
+    """
     settings = run.evaluation
+    if settings.prompts.endswith(".json"):
+        return _vbench(settings.prompts, settings.num_videos)
     prompts = prompt_list(settings.prompts, "evaluation.prompts")
-    count = settings.num_videos
+    count = settings.num_videos or len(prompts)
     chosen = (
         [prompts[index * len(prompts) // count] for index in range(count)]
         if count <= len(prompts)
         else list(islice(cycle(prompts), count))
     )
     seeds = range(settings.seed, settings.seed + count)
-    return Suite(settings.prompts, tuple(chosen), tuple(seeds))
+    return Suite(Path(settings.prompts).stem, tuple(chosen), tuple(seeds)), ()
+
+
+def _vbench(path: str, count: int) -> tuple[Suite, tuple[str, ...]]:
+    """VBench's prompts under the names and with the seeds that belong to them."""
+    whole = vbench_suite(read_vbench_prompts(path))
+    total = len(whole.suite)
+    rows = [index * total // count for index in range(min(count, total))] or list(range(total))
+    suite = Suite(
+        whole.suite.name,
+        tuple(whole.suite.prompts[row] for row in rows),
+        tuple(whole.suite.seeds[row] for row in rows),
+    )
+    return suite, tuple(whole.file_names[row] for row in rows)
+
+
+def protocol(run: Run) -> dict[str, Any]:  # Any: settings as JSON holds them
+    """Return all settings on which the scores of a video depend."""
+    settings = json.loads(to_json(run))
+    evaluation = settings["evaluation"]
+    return {
+        "model": settings["model"],
+        "rewards": settings["rewards"],
+        "composite": settings["composite"],
+        "judges": evaluation["judges"],
+        "latent_frames": evaluation_frames(run),
+        # One by one no number depends on the batch; else the last bits may.
+        "batch_size": 1 if run.evaluation.exact else run.evaluation.batch_size,
+    }
+
+
+def _place(parent: Path, run: Run, suite: Suite) -> Path:
+    """The folder of one suite and protocol; another one gets a folder of its own."""
+    content = json.dumps([protocol(run), suite.prompts, suite.seeds])
+    name = hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
+    return parent / f"{suite.name}-{name}"
+
+
+def _fill(
+    made: SuiteFolder,
+    model: VideoModel,
+    run: Run,
+    reward: Scorer,
+    judges: dict[str, Scorer],
+    share: tuple[int, int],
+) -> None:
+    """Sample and score what this process has to and is not there."""
+    settings = run.evaluation
+    wrap = one_by_one if settings.exact else (lambda step: step)
+    sample = wrap(sampler(model, evaluation_frames(run), run.overview))
+    scorers = {name: wrap(judge) for name, judge in judges.items()}
+
+    def measure(part: Suite) -> Evaluation:
+        return evaluate_suite(
+            sample,
+            part,
+            wrap(reward),
+            fps=model.fps,
+            judges=scorers,
+            batch_size=settings.batch_size,
+        )
+
+    rank, processes = share
+    steps = fill(made, measure, rank=rank, processes=processes, batch_size=settings.batch_size)
+    with progress("videos", len(made.todo(*share))) as advance:
+        for count in steps:
+            advance(count)
+
+
+def _marked(result: Evaluation, run: Run) -> Evaluation:
+    """The same, with the rewards marked that nothing was trained on."""
+    watched = (name for name, term in run.rewards.items() if not term.weight)
+    return replace(result, held_out=tuple(name for name in watched if name in result.rewards))
+
+
+def _when(name: str) -> str:
+    return "before training" if name == BEFORE else f"of {name}"
 
 
 def describe(comparison: Comparison) -> list[str]:
@@ -123,28 +245,6 @@ def _title(name: str, run: Run) -> str:
     """Title of a curve; rewards that nothing is trained on are marked."""
     term = run.rewards.get(name.removeprefix(REWARD))
     return name if term is None or term.weight else f"{name} (held out)"
-
-
-def _measure(
-    name: str,
-    model: VideoModel,
-    suite: Suite,
-    run: Run,
-    reward: Scorer,
-    judges: dict[str, Scorer],
-    say: Say,
-) -> Evaluation:
-    say(f"Sampling and scoring {len(suite)} videos {name} training ...")
-    result = evaluate_suite(
-        sampler(model, evaluation_frames(run), run.overview),
-        suite,
-        reward,
-        fps=model.fps,
-        judges=judges,
-        batch_size=run.evaluation.batch_size,
-    )
-    watched = (name for name, term in run.rewards.items() if not term.weight)
-    return replace(result, held_out=tuple(name for name in watched if name in result.rewards))
 
 
 def _details(run: Run, trained: str) -> dict[str, str]:

@@ -1,13 +1,11 @@
 """One call of `astrolabe generate`, from what was typed to the files."""
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
@@ -16,7 +14,15 @@ from astrolabe import generate
 from astrolabe.compose import build_model
 from astrolabe.config import Part
 from astrolabe.errors import ConfigError
-from astrolabe.jobs import Job, Manifest, digest, make_jobs, scenes_to_parts, switches_to_parts
+from astrolabe.jobs import (
+    Job,
+    Manifest,
+    digest,
+    make_jobs,
+    scenes_to_parts,
+    share_of_work,
+    switches_to_parts,
+)
 from astrolabe.run_folder import LORA, RunFolder
 from astrolabe.sampling import load_trained
 from astrolabe_rollout.model import VideoModel
@@ -58,9 +64,7 @@ def perform(request: Request, say: Callable[[str], None]) -> None:
     Raises:
         ConfigError: If something typed does not fit, or other videos are in the way.
     """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    rank, world = share_of_work()
     scenes, interactive = _scripts(request)
     model, length, common = _model(request)
     jobs = make_jobs(

@@ -10,6 +10,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from astrolabe.errors import ConfigError
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.scenes import Scene
@@ -180,3 +182,10 @@ def _entry(line: str) -> Settings | None:
 def _slug(prompt: str) -> str:
     """A prompt as a part of a file name that every system accepts."""
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "video"
+
+
+def share_of_work() -> tuple[int, int]:
+    """Return the number of this process and how many there are; under torchrun take its GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

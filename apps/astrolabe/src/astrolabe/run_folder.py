@@ -2,10 +2,12 @@
 
     config.json                 every setting
     metrics.jsonl               one line per step
-    samples/step-000010/*.mp4   videos of that step
+    samples/step-000010/*.mp4   videos of that step: best and worst of some groups
+    samples/step-000010/index.json   their prompts, rewards and ranks
     skipped/step-000010-0.safetensors   a batch whose loss or gradient was not finite
     checkpoints/step-000010/    lora/ (peft), state.pt, manifest.json
-    report.html, report.json    the comparison before and after
+    evaluation/PROMPTS-DIGEST/  before/, step-000010/: videos and scores of an evaluation
+    report.html, report.json, report.csv, report.md, report.tex   the comparison
 
 A checkpoint is written under another name and renamed when it is complete, and its manifest holds
 the size and digest of each file: what is under ``checkpoints/step-*`` is whole, or it is refused.
@@ -16,7 +18,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -155,6 +157,29 @@ class RunFolder:
         _verify(found[-1], found[:-1])
         return found[-1]
 
+    def find(self, steps: Sequence[int] = ()) -> list[Path]:
+        """Folders of the checkpoints after these steps, verified; of the newest without steps.
+
+        Raises:
+            CheckpointError: If there is none, or it is damaged or foreign.
+        """
+        there = self.all_checkpoints()
+        wanted = [self.checkpoints / f"step-{step:06d}" for step in steps] or there[-1:]
+        for path in wanted:
+            if path not in there:
+                raise CheckpointError(
+                    f"{str(self.path)!r} has no checkpoint {path.name}. There are: "
+                    f"{', '.join(found.name for found in there) or 'none'}. More are kept with "
+                    "--set logging.keep=N."
+                )
+            _verify(path, there[: there.index(path)])
+        if not wanted:
+            raise CheckpointError(
+                f"{str(self.path)!r} has no checkpoint yet. "
+                f"Train on with: astrolabe train --resume {self.path}"
+            )
+        return wanted
+
     def trim_metrics(self, step: int) -> None:
         """Drop the lines of steps after ``step`` and a last line that was cut off."""
         if not self.metrics.exists():
@@ -169,6 +194,13 @@ class RunFolder:
                 break
             kept.append(line)
         write_atomic(self.metrics, b"".join(kept))
+
+
+def digest_of(checkpoint: Path) -> str:
+    """Return a digest of the adapter that a verified checkpoint publishes."""
+    files = json.loads((checkpoint / MANIFEST).read_text("utf-8"))["files"]
+    parts = [entry["sha256"] for name, entry in sorted(files.items()) if name.startswith(LORA)]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:  # Any: see `RunFolder.save`

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from tensordict import TensorDict
 
 from astrolabe.config import Run
@@ -32,6 +33,21 @@ def sampler(model: VideoModel, num_frames: int, overview: int = 0) -> Sample:
         return sampled
 
     return sample
+
+
+def one_by_one(step: Sample) -> Sample:
+    """Return a function that hands the videos of a batch to ``step`` each by itself.
+
+    The last bits of a matrix product depend on how many rows it has; so no number depends on what
+    else is in the batch.
+    """
+
+    def each(batch: TensorDict) -> TensorDict:
+        alone = [step(batch[row : row + 1].copy()) for row in range(len(batch))]
+        joined: TensorDict = torch.cat(alone)
+        return joined
+
+    return each
 
 
 def load_trained(model: VideoModel, folder: RunFolder) -> Path:

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensordict import TensorDict
 
 from astrolabe.compose import Scorer, build_term
 from astrolabe.errors import ConfigError
 from astrolabe.reward_choice import choose_terms
 from astrolabe.video_list import find_prompts, find_videos
+from astrolabe.view import progress
 from astrolabe_eval import Video, VideoError, read_mp4
 from astrolabe_eval.agreement import LEAST
 from astrolabe_eval.agreement_report import write_agreement
@@ -201,25 +199,14 @@ def _check(
 
 def _show(scored: Iterator[Scored], count: int, say: Callable[[str], None]) -> None:
     """Say the scores of each video, and show on a terminal how far it is."""
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("scoring"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        redirect_stdout=sys.stdout.isatty(),  # else scores for a pipe would end up on the screen
-    )
-    with bar:
-        task = bar.add_task("", total=count)
+    with progress("scoring", count) as advance:
         for result in scored:
             if result.scores:
                 numbers = "  ".join(f"{name} {score:.4f}" for name, score in result.scores.items())
                 say(f"{result.path}  {numbers}")
             if result.error and count > 1:
                 typer.echo(f"skipped: {result.error}", err=True)
-            bar.advance(task)
+            advance(1)
 
 
 def _report(

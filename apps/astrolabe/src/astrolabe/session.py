@@ -1,5 +1,6 @@
 """One training run from its settings to its report: folders, checkpoints, signals, the screen."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from astrolabe.config import Run
 from astrolabe.evaluate import evaluate
 from astrolabe.guard import StepGuard
 from astrolabe.run_folder import RunFolder
+from astrolabe.shown import describe
 from astrolabe.signals import interruptible
 from astrolabe.tracking import Tracker
 from astrolabe.train import Step, train
 from astrolabe.view import View, make_view
 from astrolabe_eval import write_mp4
+from astrolabe_eval.files import write_atomic
 
 MINIMUM_SPACE = 64 * 2**20
 INTERRUPTED = 130
@@ -125,11 +128,15 @@ def _train(folder: RunFolder, run: Run, parts: Parts, first: int, view: View) ->
 
 
 def _keep_samples(folder: RunFolder, run: Run, step: Step) -> None:
-    """Write the step's videos that are to be shown."""
+    """Write the step's videos that are to be shown, then ``index.json``, which describes them."""
     every = run.logging.samples_every
     if not every or (step.number % every and step.number != 1):
         return
+    place = folder.samples / f"step-{step.number:06d}"
     for index, video in enumerate(step.shown.unbind(0)):  # each [T]
-        path = folder.samples / f"step-{step.number:06d}" / f"{index}.mp4"
         pixels = torch.cat([window["video", "pixels"] for window in video.unbind(0)])
-        write_mp4(path, pixels.cpu().numpy(), float(video[0]["video", "fps"]), min_side=192)
+        fps = float(video[0]["video", "fps"])
+        write_mp4(place / f"{index}.mp4", pixels.cpu().numpy(), fps, min_side=192)
+    videos = describe(step.batch, step.shown, list(run.rewards))
+    content = json.dumps({"step": step.number, "videos": videos}, indent=2)
+    write_atomic(place / "index.json", content.encode())

@@ -50,7 +50,7 @@ class Step:
     batch: TensorDictBase
     """What was sampled, ``[N, T]`` windows with scores, without pixels."""
     shown: TensorDictBase
-    """Some of these videos, each of another prompt, with pixels."""
+    """The best and the worst of some groups, with pixels."""
     alarm: str
     """What the alarm says; empty: nothing."""
     skipped: list[TensorDictBase]

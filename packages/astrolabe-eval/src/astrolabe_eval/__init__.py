@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from astrolabe_eval.scoring import Evaluation, Scores, evaluate_suite, score_suite
     from astrolabe_eval.sheets import contact_sheet
     from astrolabe_eval.statistics import bootstrap_interval, paired_interval
+    from astrolabe_eval.suite_folder import SuiteFolder, fill
     from astrolabe_eval.suites import Suite, load_suite
     from astrolabe_eval.tables import csv_table, latex_table, markdown_table
     from astrolabe_eval.vbench import read_results, totals
@@ -47,6 +48,7 @@ _HOMES = {
     "Scores": "scoring",
     "Suite": "suites",
     "SuiteError": "errors",
+    "SuiteFolder": "suite_folder",
     "VBenchError": "errors",
     "Video": "video_io",
     "VideoError": "errors",
@@ -61,6 +63,7 @@ _HOMES = {
     "drift_curves": "drift",
     "encode_mp4": "video_io",
     "evaluate_suite": "scoring",
+    "fill": "suite_folder",
     "first_last_consistency": "drift",
     "fuse_clips": "vbench_long",
     "generate": "generation",
@@ -107,6 +110,7 @@ __all__ = [
     "Scores",
     "Suite",
     "SuiteError",
+    "SuiteFolder",
     "VBenchError",
     "Video",
     "VideoError",
@@ -121,6 +125,7 @@ __all__ = [
     "drift_curves",
     "encode_mp4",
     "evaluate_suite",
+    "fill",
     "first_last_consistency",
     "fuse_clips",
     "generate",

@@ -25,6 +25,7 @@ from astrolabe_rewards.normalisation import (
     nearest,
 )
 from astrolabe_rewards.reward import Reward, check_pixels
+from astrolabe_rewards.wire import UnavailableError
 
 if sys.platform != "win32":
     import resource
@@ -188,6 +189,9 @@ class CompositeReward(TensorDictModuleBase):
             return self._call(name, batch)
         except _SET_UP:
             raise
+        except UnavailableError as error:  # asking for each video would take as many time-outs
+            _log.warning("%s gave no answer (%s); the whole batch is invalid", name, error)
+            return torch.full((*batch.batch_size, 1), math.nan, device=batch.get(PIXELS).device)
         except Exception as error:
             _log.warning("%s failed on a batch (%s); scoring video by video", name, error)
         flat = batch.reshape(-1)

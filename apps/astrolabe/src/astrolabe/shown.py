@@ -1,0 +1,108 @@
+"""The videos of a step that are shown: the best and the worst of some groups."""
+
+import math
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from astrolabe.compose import Parts
+
+GROUP = ("prompt", "group")
+SEED = ("prompt", "seed")
+TEXT = ("prompt", "text")
+REWARD = ("next", "reward")
+
+
+class Extremes:
+    """Keeps the best and the worst video of the first groups of a step while parts of it come.
+
+    The reward of the composite is known only when the whole step is scored. Until then videos are
+    compared by the weighted sum of their scores, in units of the part's own deviation where the
+    units of the composite are not fixed: the two rarely differ, and `describe` ranks by the reward.
+
+    Args:
+        parts: Of the run.
+        groups: How many groups are shown.
+    """
+
+    def __init__(self, parts: Parts, groups: int) -> None:
+        self.parts, self.groups = parts, groups
+        self._found: dict[int, list[tuple[float, TensorDictBase]]] = {}
+
+    def take(self, batch: TensorDictBase) -> None:
+        """Look at scored videos ``[n, T]`` with pixels, and keep copies of the extreme ones."""
+        ids = batch[GROUP][:, 0].tolist()
+        for row, (group, value) in enumerate(zip(ids, self._worth(batch), strict=True)):
+            if group not in self._found and len(self._found) == self.groups:
+                continue
+            pair = self._found.setdefault(group, [])
+            if len(pair) < 2:
+                pair.append((value, batch[row : row + 1].clone()))
+            elif not pair[1][0] <= value <= pair[0][0]:
+                pair[value < pair[1][0]] = (value, batch[row : row + 1].clone())
+            pair.sort(key=lambda one: -one[0])
+
+    def videos(self) -> TensorDictBase:
+        """The best and the worst of each group, one after the other."""
+        return torch.cat([video for pair in self._found.values() for _, video in pair])
+
+    def _worth(self, batch: TensorDictBase) -> list[float]:
+        worth = torch.zeros(len(batch))
+        for name, weight in self.parts.alarm.trained.items():
+            scores = batch["score", name].float().cpu().mean(dim=(1, 2))  # [n]
+            unit = self.parts.alarm.units.get(name) or float(scores.std(correction=0)) or 1.0
+            worth += (weight / unit * scores).nan_to_num(0.0)
+        values: list[float] = worth.tolist()
+        return values
+
+
+def describe(
+    batch: TensorDictBase, shown: TensorDictBase, rewards: list[str]
+) -> list[dict[str, Any]]:
+    """Describe shown videos, in their order, for ``index.json``.
+
+    Args:
+        batch: All videos of the step, ``[N, T]``, with rewards.
+        shown: Some of them.
+        rewards: Names of the scores.
+
+    Returns:
+        For each ``file``, ``prompt``, ``group``, ``reward`` and ``scores`` (means over windows, or
+        None), and its ``rank`` by reward, from 1, among the ``of`` videos of its group. Any: texts,
+        numbers and None.
+    """
+    ids, totals = _ids(batch), _means(batch[REWARD])
+    scores = {name: _means(batch["score", name]) for name in rewards}
+    described = []
+    for index, (group, seed) in enumerate(_ids(shown)):
+        row = ids.index((group, seed))
+        rivals = [total for total, (other, _) in zip(totals, ids, strict=True) if other == group]
+        described.append(
+            {
+                "file": f"{index}.mp4",
+                "prompt": batch[row, 0][TEXT],
+                "group": group,
+                "reward": _or_none(totals[row]),
+                "scores": {name: _or_none(values[row]) for name, values in scores.items()},
+                "rank": 1 + sum(rival > totals[row] for rival in rivals),
+                "of": len(rivals),
+            }
+        )
+    return described
+
+
+def _ids(batch: TensorDictBase) -> list[tuple[int, int]]:
+    """Group and seed of each video."""
+    return list(zip(batch[GROUP][:, 0].tolist(), batch[SEED][:, 0].tolist(), strict=True))
+
+
+def _means(values: Tensor) -> list[float]:
+    """Mean of each video over its windows, ``[N, T, 1]`` to ``[N]``."""
+    means: list[float] = values.float().nanmean(dim=(1, 2)).tolist()
+    return means
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None

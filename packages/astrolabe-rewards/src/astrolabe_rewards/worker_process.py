@@ -1,0 +1,90 @@
+"""The process of a `ScoringWorker`: makes one scorer and scores what comes in.
+
+``python -m astrolabe_rewards.worker_process`` is started by the worker and not by hand: standard
+input is a socket. The process ends when the other end of it closes, that is, with the worker.
+"""
+
+import json
+import mmap
+import os
+import queue
+import socket
+import sys
+import threading
+import traceback
+from dataclasses import asdict
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from astrolabe_rewards.channel import ANSWER, ERROR, HELLO, receive_memory, send_reply
+from astrolabe_rewards.scorer import Description, Scorer, load, scores_of
+from astrolabe_rewards.wire import SCHEMA, Answer, Request
+
+
+def main() -> None:
+    """Serve one worker until it is gone."""
+    channel = socket.socket(fileno=os.dup(0))
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)  # a library that asks the user something gets no answer
+    arrived: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(channel, arrived), daemon=True).start()
+    setup = json.loads(arrived.get()[:])
+    try:
+        scorer = build(setup)
+        description = Description.of(scorer, setup["name"])
+    except Exception as error:
+        send_reply(channel, ERROR, _told(error))
+        return
+    hello = {"schema": SCHEMA, "reward": asdict(description)}
+    send_reply(channel, HELLO, json.dumps(hello).encode())
+    while True:
+        request = Request.unpack(arrived.get())
+        try:
+            scores = scores_of(scorer, setup["name"], request)
+        except Exception as error:
+            send_reply(channel, ERROR, _told(error))
+        else:
+            answer = Answer(scores, [None] * len(request), description.fingerprint)
+            send_reply(channel, ANSWER, answer.pack())
+
+
+def build(setup: dict[str, Any]) -> Scorer:  # Any: JSON
+    """Make the scorer: import ``target``, call it with ``options``, move it to ``device``."""
+    sys.path.extend(path for path in setup["path"] if path not in sys.path)
+    module, _, attribute = setup["target"].partition(":")
+    made: Any = import_module(module)  # Any: a module, then what is in it
+    for part in attribute.split("."):
+        made = getattr(made, part)
+    scorer = made(**setup["options"])
+    if not callable(scorer):
+        raise TypeError(f"{setup['target']} made a {type(scorer).__name__}, which is no scorer.")
+    if setup["device"] is not None:
+        if not isinstance(scorer, nn.Module):
+            raise TypeError(f"{setup['target']} makes no module: leave out the option 'device'.")
+        scorer.to(setup["device"])
+    load(scorer)
+    result: Scorer = scorer
+    return result
+
+
+def _listen(channel: socket.socket, arrived: "queue.SimpleQueue[mmap.mmap]") -> None:
+    """Take in what comes; end the process, even in the middle of a batch, when nothing can come."""
+    while True:
+        try:
+            arrived.put(receive_memory(channel))
+        except (EOFError, OSError):
+            os._exit(0)
+
+
+def _told(error: Exception) -> bytes:
+    """An error in JSON: the names of its classes, what it says, and where it was."""
+    message = str(error.args[0]) if len(error.args) == 1 else str(error)
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    where = "".join(traceback.format_exception(error))
+    return json.dumps({"kinds": kinds, "message": message, "where": where}).encode()
+
+
+if __name__ == "__main__":
+    main()
