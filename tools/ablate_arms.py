@@ -37,7 +37,10 @@ class Arm:
 
     def overrides(self, seed: int, steps: int = STEPS) -> list[str]:
         """Everything after ``--set`` for one run."""
-        return [*COMMON, *self.changes, f"train.steps={steps * self.length}", f"train.seed={seed}"]
+        # The laboratory compares with the paper's beta, which recipe tiny has left for its result.
+        beta = [] if len(self.recipes) > 1 else ["objective.options.beta=1.0"]
+        size = [f"train.steps={steps * self.length}", f"train.seed={seed}"]
+        return [*COMMON, *beta, *self.changes, *size]
 
 
 def _kl(mode: str, coeff: str, sign: str = "paper") -> tuple[str, ...]:

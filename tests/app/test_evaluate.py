@@ -62,7 +62,7 @@ def test_what_is_finished_is_not_made_again(trained, tmp_path, monkeypatch):
 def test_several_checkpoints_go_into_one_table(trained, tmp_path):
     found = evaluated(trained, tmp_path, steps=(1, 2))
     assert list(found["checkpoints"]) == ["step-000001", "step-000002"]
-    with pytest.raises(CheckpointError, match=r"no checkpoint step-000007\. There are: step-000001"):
+    with pytest.raises(CheckpointError, match=r"step-000007\. There are: step-000001"):
         evaluated(trained, tmp_path, steps=(7,))
 
 

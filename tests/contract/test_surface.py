@@ -22,7 +22,8 @@ NAMES = {
         read_results read_vbench_prompts run_vbench score_flickering score_intervals script_suite
         SuiteFolder VoteError compare_many fill csv_table keep_shared latex_table markdown_table
         read_votes score_changes wilson_interval win_rate write_votes split_folder totals
-        totals_latex totals_markdown vbench_suite write_flickering""",
+        totals_latex totals_markdown vbench_suite write_flickering Speed Throughput compare_in_turn
+        throughput_table""",
 }
 
 

@@ -181,3 +181,26 @@ def watch(
     from astrolabe.watch import watch as watch_runs
 
     watch_runs(folder, host=host, port=port, open_browser=open_browser, say=typer.echo)
+
+
+@commands.command(
+    epilog=examples(
+        "astrolabe speed runs/short",
+        "astrolabe speed runs/short --seconds 20 --repeats 40",
+    )
+)
+def speed(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    seconds: Annotated[
+        float | None, typer.Option(help="Video that is timed each time; by default ten chunks.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=2, help="Videos of each variant, in turn.")] = 20,
+) -> None:
+    """Measure what tuning costs in speed: base, merged and with the adapter apart, in turn.
+
+    Frames per second with and without decoding, seconds to the first frame, latency of a chunk and
+    peak memory. Writes `speed.json` and `speed.md` into the run folder.
+    """
+    from astrolabe.speed import speed as measure_speed
+
+    measure_speed(run, seconds=seconds, repeats=repeats, say=typer.echo)

@@ -7,6 +7,7 @@
     skipped/step-000010-0.safetensors   a batch whose loss or gradient was not finite
     checkpoints/step-000010/    lora/ (peft), state.pt, manifest.json
     evaluation/PROMPTS-DIGEST/  before/, step-000010/: videos and scores of an evaluation
+    speed.json, speed.md        what tuning costs in speed
     report.html, report.json, report.csv, report.md, report.tex   the comparison
 
 A checkpoint is written under another name and renamed when it is complete, and its manifest holds

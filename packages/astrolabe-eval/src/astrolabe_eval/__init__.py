@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from astrolabe_eval.suite_folder import SuiteFolder, fill
     from astrolabe_eval.suites import Suite, load_suite
     from astrolabe_eval.tables import csv_table, latex_table, markdown_table
+    from astrolabe_eval.throughput import Speed, Throughput, compare_in_turn, throughput_table
     from astrolabe_eval.vbench import read_results, totals
     from astrolabe_eval.vbench_clips import split_folder
     from astrolabe_eval.vbench_long import fuse_clips
@@ -46,9 +47,11 @@ _HOMES = {
     "Evaluation": "scoring",
     "Mp4Writer": "video_io",
     "Scores": "scoring",
+    "Speed": "throughput",
     "Suite": "suites",
     "SuiteError": "errors",
     "SuiteFolder": "suite_folder",
+    "Throughput": "throughput",
     "VBenchError": "errors",
     "Video": "video_io",
     "VideoError": "errors",
@@ -57,6 +60,7 @@ _HOMES = {
     "agreement_map": "agreement_plots",
     "bootstrap_interval": "statistics",
     "compare": "comparison",
+    "compare_in_turn": "throughput",
     "compare_many": "comparison",
     "contact_sheet": "sheets",
     "csv_table": "tables",
@@ -88,6 +92,7 @@ _HOMES = {
     "score_suite": "scoring",
     "script_suite": "vbench_prompts",
     "split_folder": "vbench_clips",
+    "throughput_table": "throughput",
     "totals": "vbench",
     "totals_latex": "vbench_tables",
     "totals_markdown": "vbench_tables",
@@ -108,9 +113,11 @@ __all__ = [
     "Evaluation",
     "Mp4Writer",
     "Scores",
+    "Speed",
     "Suite",
     "SuiteError",
     "SuiteFolder",
+    "Throughput",
     "VBenchError",
     "Video",
     "VideoError",
@@ -119,6 +126,7 @@ __all__ = [
     "agreement_map",
     "bootstrap_interval",
     "compare",
+    "compare_in_turn",
     "compare_many",
     "contact_sheet",
     "csv_table",
@@ -150,6 +158,7 @@ __all__ = [
     "score_suite",
     "script_suite",
     "split_folder",
+    "throughput_table",
     "totals",
     "totals_latex",
     "totals_markdown",

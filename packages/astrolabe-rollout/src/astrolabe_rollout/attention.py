@@ -70,6 +70,8 @@ class WindowPlan:
         clean: Keys and values of the window's clean latents, one pair a layer, shown to later
             chunks in place of this pass's own.
         record: Filled with this pass's keys and values when given.
+        consume: Whether prefix and clean keys may go, layer by layer, once they were seen. What the
+            backward pass needs of them are copies.
     """
 
     rule: CacheRule
@@ -78,6 +80,7 @@ class WindowPlan:
     prefix: KVCache | None = None
     clean: dict[int, KeyValue] | None = None
     record: dict[int, KeyValue] | None = None
+    consume: bool = False
     frames: int = field(init=False)
     text: dict[int, KeyValue] | None = field(default=None, init=False)
 
@@ -98,7 +101,15 @@ class WindowPlan:
             span = slice(start * self.rule.tokens, (start + frames) * self.rule.tokens)
             outputs.append(_attention(query[:, span], keys, values, backend))
             start += frames
+        if self.consume:
+            self._drop(layer)
         return torch.cat(outputs, 1)
+
+    def _drop(self, layer: int) -> None:
+        if self.clean is not None:
+            del self.clean[layer]
+        if self.prefix is not None:
+            self.prefix.drop(layer)
 
     def _seen(self, layer: int, past: KeyValue, own: KeyValue, start: int, stop: int) -> KeyValue:
         """Keys and values that the chunk ``[start, stop)`` of the window sees."""

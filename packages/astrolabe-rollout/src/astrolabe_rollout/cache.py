@@ -264,6 +264,10 @@ class KVCache:
                 "Close the chunk, or do this before the cache is forked."
             )
 
+    def drop(self, layer: int) -> None:
+        """Free the keys and values of a layer that nothing will look at any more."""
+        self._keys[layer] = self._values[layer] = None
+
     def skip(self, frames: int) -> None:
         """Count frames of the video that were seen and dropped, without having been stored here."""
         self.end += frames

@@ -100,7 +100,13 @@ class Denoiser(TensorDictModuleBase):
                     latents[:, : -chunks[-1]], embeds, chunks[:-1], prefix, window * self.num_frames
                 )
         velocity = self.transformer.forward_window(
-            noisy, self.timestep(sigma), embeds, chunks=chunks, prefix=prefix, clean=clean
+            noisy,
+            self.timestep(sigma),
+            embeds,
+            chunks=chunks,
+            prefix=prefix,
+            clean=clean,
+            consume=True,
         )
         return to_x0(noisy, velocity, sigma)
 

@@ -114,6 +114,7 @@ class CausalWan(nn.Module):
         record: dict[int, KeyValue] | None = None,
         window: int | None = None,
         start: int = 0,
+        consume: bool = False,
     ) -> Tensor:
         """Predict a whole window's velocity in one pass; chunks see what they would in a stream.
 
@@ -129,6 +130,8 @@ class CausalWan(nn.Module):
             record: Filled with this pass's keys and values.
             window: Frames that a chunk sees, its own included, if not those of the geometry.
             start: Number of the first frame in the video, where no prefix tells it.
+            consume: Whether prefix and clean may be emptied on the way, which saves memory. They
+                stay where gradient checkpointing will need them again.
 
         Returns:
             Velocity ``[B, f, C, h, w]``.
@@ -139,7 +142,9 @@ class CausalWan(nn.Module):
         start = start if prefix is None else prefix.end
         rotation = self._rotation(range(start, start + frames), latents)
         rule = self.rule if window is None else replace(self.rule, window=window, sink=0)
-        plan = WindowPlan(rule, rotation, chunks, prefix, clean, record)
+        network: Any = self.network
+        consume = consume and not network.is_gradient_checkpointing
+        plan = WindowPlan(rule, rotation, chunks, prefix, clean, record, consume)
         return self._run(latents, timestep, embeds, plan)
 
     @property
