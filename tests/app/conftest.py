@@ -2,6 +2,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from astrolabe import session
 from astrolabe.compose import compose
 from astrolabe.load import load
 from astrolabe_rollout.tiny import build_tiny, tiny_modules
@@ -48,3 +49,16 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def trained(small, tmp_path_factory):
+    """A finished run of two steps with both checkpoints."""
+    path = tmp_path_factory.mktemp("trained") / "run"
+    changes = [
+        *("train.steps=2", "logging.checkpoint_every=1", "logging.samples_every=0"),
+        *("evaluation.num_videos=4", "evaluation.at_end=false", "evaluation.exact=true"),
+        "evaluation.batch_size=1",
+    ]
+    assert session.start(load(["tiny"], [*small, *changes]), path) == 0
+    return path

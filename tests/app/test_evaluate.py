@@ -8,27 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from astrolabe import session
 from astrolabe.cli import main
 from astrolabe.evaluate import evaluate, make_suite
-from astrolabe.load import load
 from astrolabe.run_folder import RunFolder
 from astrolabe_rollout.errors import CheckpointError
-
-COUNT = 4
-
-
-@pytest.fixture(scope="module")
-def trained(small, tmp_path_factory):
-    """A finished run of two steps with both checkpoints."""
-    path = tmp_path_factory.mktemp("trained") / "run"
-    changes = [
-        *("train.steps=2", "logging.checkpoint_every=1", "logging.samples_every=0"),
-        *(f"evaluation.num_videos={COUNT}", "evaluation.at_end=false", "evaluation.exact=true"),
-        "evaluation.batch_size=1",
-    ]
-    assert session.start(load(["tiny"], [*small, *changes]), path) == 0
-    return path
 
 
 def evaluated(trained, out, share=(0, 1), steps=(), **changes):

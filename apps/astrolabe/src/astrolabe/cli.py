@@ -4,7 +4,7 @@ from typing import NoReturn
 
 import typer
 
-from astrolabe import commands_about, commands_rewards, commands_run, commands_video
+from astrolabe import commands_about, commands_eval, commands_rewards, commands_run, commands_video
 from astrolabe.errors import ConfigError, InvariantError
 
 #: Modules whose errors are the user's to mend; others are bugs and keep their traceback.
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (commands_run, commands_video, commands_rewards, commands_about):
+for module in (commands_run, commands_eval, commands_video, commands_rewards, commands_about):
     app.add_typer(module.commands)
 
 

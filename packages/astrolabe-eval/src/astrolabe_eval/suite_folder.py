@@ -9,7 +9,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Self, overload
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from astrolabe_eval.video_io import check_complete, read_mp4, write_mp4
 
 #: Number of a sample in a file name; suites of more than a million prompts need more digits.
 _DIGITS = 6
+MANIFEST = "manifest.json"
 
 
 class SuiteFolder:
@@ -69,11 +70,29 @@ class SuiteFolder:
             "videos": list(self.names),
             "protocol": dict(protocol or {}),
         }
-        file = self.path / "manifest.json"
+        file = self.path / MANIFEST
         if file.exists():
             _refuse_other(file, json.loads(json.dumps(manifest)))
         else:
             write_atomic(file, json.dumps(manifest, indent=1).encode())
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Return a folder that was made before.
+
+        Raises:
+            SuiteError: If it has no manifest, or a damaged one.
+        """
+        file = Path(path) / MANIFEST
+        try:
+            content = json.loads(file.read_text("utf-8"))
+            suite = Suite(content["suite"], tuple(content["prompts"]), tuple(content["seeds"]))
+            options = {"names": content["videos"], "protocol": content["protocol"]}
+            return cls(path, suite, fps=content["fps"], **options)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise SuiteError(
+                f"{str(path)!r} holds no evaluation ({error!r}). Give a folder with a {MANIFEST}."
+            ) from error
 
     def video(self, index: int) -> Path:
         """Return where a sample's video is."""

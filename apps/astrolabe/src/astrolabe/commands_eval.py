@@ -1,0 +1,89 @@
+"""Commands about the videos that an evaluation made."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from astrolabe.epilog import examples
+
+commands = typer.Typer()
+
+Folder = Annotated[
+    Path, typer.Argument(help="Run with one evaluation, or one of its folders evaluation/*.")
+]
+
+
+@commands.command(epilog=examples("astrolabe votes runs/short --pairs 30"))
+def votes(
+    folder: Folder,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of videos to show.")] = 30,
+    question: Annotated[str, typer.Option(help="What people are asked.")] = "Which is better?",
+) -> None:
+    """Write a page on which people choose between before and after, without knowing which.
+
+    The page is one file that works from disk and saves the votes to a file. votes-key.json says
+    which side was which: keep it, and count with astrolabe count-votes.
+    """
+    from astrolabe.evaluated import ask_people
+
+    ask_people(folder, pairs, question, typer.echo)
+
+
+@commands.command("count-votes", epilog=examples("astrolabe count-votes votes votes-key.json"))
+def count_votes(
+    files: Annotated[Path, typer.Argument(help="A file of votes, or a folder of them.")],
+    key: Annotated[Path, typer.Argument(help="The votes-key.json of that page.")],
+) -> None:
+    """Say how often the tuned model won, with intervals, for each rater and all together."""
+    from astrolabe.evaluated import count_votes as count
+
+    count(files, key, typer.echo)
+
+
+@commands.command(
+    "over-time",
+    epilog=examples("astrolabe over-time runs/long --reward clip --seconds 10"),
+)
+def over_time(
+    folder: Folder,
+    reward: Annotated[
+        list[str] | None, typer.Option(help="Names of rewards; see astrolabe parts rewards.")
+    ] = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option(help="Recipe whose rewards are known, with their options.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="rewards.NAME.options.OPTION=VALUE", help="Option of a reward."
+        ),
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Length of an interval.")] = 10.0,
+) -> None:
+    """Score each interval of the videos, to see whether they fade as they go on."""
+    from astrolabe.evaluated import over_time as score_over_time
+    from astrolabe.reward_choice import choose_terms
+
+    terms = choose_terms(reward or [], recipe or [], overrides or [])
+    score_over_time(folder, terms, seconds, typer.echo)
+
+
+@commands.command(
+    epilog=examples(
+        "astrolabe vbench runs/long --dimension temporal_flickering",
+        "astrolabe vbench runs/long --dimension imaging_quality --python vbench-env/bin/python",
+    )
+)
+def vbench(
+    folder: Folder,
+    dimension: Annotated[list[str], typer.Option(help="Which of VBench's; may be repeated.")],
+    python: Annotated[
+        Path | None,
+        typer.Option(help="Interpreter that has vbench; without it uv makes an environment."),
+    ] = None,
+) -> None:
+    """Run VBench over the videos and give its totals, with the dimensions that are missing."""
+    from astrolabe.evaluated import vbench as run_dimensions
+
+    run_dimensions(folder, dimension, python, typer.echo)
