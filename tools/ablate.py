@@ -78,7 +78,7 @@ def measure(folder: Path | None) -> dict[str, Any]:
     if folder is not None:
         load_trained(model, RunFolder(folder))
     found = evaluate_suite(
-        sampler(model, evaluation_frames(run)),
+        sampler(model, evaluation_frames(run, model)),
         make_suite(run)[0],
         build_reward(run).eval(),
         fps=model.fps,

@@ -62,7 +62,7 @@ def main() -> None:
         if trained:
             load_trained(model, folder)
         (batch,) = generate(
-            sampler(model, evaluation_frames(run)), suite, fps=model.fps, batch_size=PROMPTS
+            sampler(model, evaluation_frames(run, model)), suite, fps=model.fps, batch_size=PROMPTS
         )
         videos.append(list(batch["video", "pixels"].numpy()))
     sheet = contact_sheet(videos[0], prompts, after=videos[1], columns=6, tile=72)

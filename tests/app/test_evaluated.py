@@ -49,6 +49,34 @@ def test_scores_over_time_follow_each_model(evaluation, capsys):
     assert len(before["first_last_consistency"]) == 4
 
 
+def test_scenes_are_scored_against_their_own_prompts(trained, tmp_path, capsys):
+    scripts = tmp_path / "scripts.txt"
+    scripts.write_text("a red circle[0.5s] | a blue circle[1s#]\na green square[1s] | it spins\n")
+    arguments = ["--prompts", scripts, "--scenes", "--num-videos", 0, "--seconds", 0.5]
+    assert call("eval", trained, *arguments, "--out", tmp_path / "out") == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["prompts"] == 2
+    capsys.readouterr()
+    (place,) = (path for path in (tmp_path / "out").iterdir() if path.is_dir())
+    assert call("over-time", place, "--reward", "tiny_ta") == 0
+    found = json.loads((place / "over-time.json").read_text())["before"]
+    assert found["protocol"]["borders"] == "scenes"
+    first, second = found["videos"].values()
+    assert [part["prompt"] for part in first["intervals"]] == ["a red circle", "a blue circle"]
+    # Chunks of 3 latent frames, 4 pixel frames each, the first frame alone: 9 and then 12.
+    assert [part["start"] for part in first["intervals"]] == [0, 9 / 16]
+    assert first["intervals"][-1]["end"] == 21 / 16
+    assert [part["prompt"] for part in second["intervals"]] == ["a green square", "it spins"]
+
+
+def test_a_script_that_does_not_parse_is_refused_before_work(trained, tmp_path, capsys):
+    scripts = tmp_path / "scripts.txt"
+    scripts.write_text("a cat | \n")
+    assert call("eval", trained, "--prompts", scripts, "--scenes", "--out", tmp_path / "out") == 2
+    assert "script 1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_evaluation_is_found_through_its_run(evaluation, capsys):
     assert call("votes", evaluation.parent, "--pairs", 2) == 2
     assert "holds no evaluation" in capsys.readouterr().err

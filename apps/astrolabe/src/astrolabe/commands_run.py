@@ -72,6 +72,7 @@ def train(
         "astrolabe eval runs/short",
         "astrolabe eval runs/short --num-videos 256 --prompts my_prompts.txt",
         "astrolabe eval runs/short --step 10 --step 20 --exact",
+        "astrolabe eval runs/long --prompts interactive_benchmark.txt --scenes --num-videos 0",
         "astrolabe eval runs/long --prompts VBench_full_info.json --num-videos 0 --out vbench",
         "torchrun --nproc-per-node 8 -m astrolabe eval runs/long --num-videos 946",
     ),
@@ -84,6 +85,10 @@ def evaluate(
     ] = None,
     num_videos: Annotated[
         int | None, typer.Option(help="Videos of each model; 0 for all prompts.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="Length of a video.")] = None,
+    scenes: Annotated[
+        bool | None, typer.Option(help="Prompts are scripts: a cat wakes[10s] | it runs[10s].")
     ] = None,
     step: Annotated[
         list[int] | None, typer.Option(help="Checkpoint to compare; may be repeated.")
@@ -112,6 +117,9 @@ def evaluate(
     given: dict[str, Any] = {  # Any: settings have many types
         "prompts": prompts,
         "num_videos": num_videos,
+        "seconds": seconds,
+        "num_frames": 0 if seconds else None,
+        "scenes": scenes,
         "batch_size": batch_size,
         "exact": exact,
     }

@@ -210,6 +210,11 @@ class Evaluation:
     run out. 0: each prompt once, and all videos of VBench's list."""
     num_frames: int = 0
     """Latent frames of a video; 0: as in training."""
+    seconds: float = 0.0
+    """Length of a video instead, to the nearest chunk; 0: ``num_frames``."""
+    scenes: bool = False
+    """Whether prompts are scripts of scenes, ``a cat wakes[10s] | it runs[10s]``; one without a
+    length takes that of a video. Rewards read the prompts of all scenes, one after the other."""
     batch_size: int = 32
     """Videos kept together; what is finished is never made again."""
     exact: bool = True
@@ -227,6 +232,9 @@ class Evaluation:
             raise ValueError("num_videos is 1. Set it to 2 or more, or to 0 for all prompts.")
         at_least("num_videos", self.num_videos, 0)
         at_least("num_frames", self.num_frames, 0)
+        at_least("seconds", self.seconds, 0)
+        if self.seconds and self.num_frames:
+            raise ValueError("num_frames and seconds are both given. Set one of them to 0.")
         at_least("batch_size", self.batch_size, 1)
         at_least("seed", self.seed, 0)
 

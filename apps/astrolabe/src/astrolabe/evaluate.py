@@ -11,10 +11,17 @@ from typing import Any
 from astrolabe import checkpoint
 from astrolabe.compose import Scorer, build_model, build_reward, build_term, check_frames
 from astrolabe.config import Run
+from astrolabe.errors import ConfigError
 from astrolabe.load import to_json
 from astrolabe.prompts import prompt_list
 from astrolabe.run_folder import LORA, RunFolder, digest_of
-from astrolabe.sampling import evaluation_frames, one_by_one, sampler
+from astrolabe.sampling import (
+    evaluation_frames,
+    one_by_one,
+    reading_scenes,
+    sampler,
+    script_sampler,
+)
 from astrolabe.tracking import read_curves
 from astrolabe.view import progress
 from astrolabe_eval import (
@@ -31,6 +38,7 @@ from astrolabe_eval import (
 )
 from astrolabe_rollout.lora import load_lora
 from astrolabe_rollout.model import VideoModel
+from astrolabe_rollout.scenes import parse_scenes
 
 Say = Callable[[str], None]
 REWARD, MONITOR = "reward/", "monitor/"
@@ -73,7 +81,7 @@ def evaluate(
     suite, names = make_suite(run)
     checkpoints = folder.find(steps)  # a damaged one is refused before minutes are spent
     model = build_model(run.model)
-    num_frames = evaluation_frames(run)
+    num_frames = evaluation_frames(run, model)
     check_frames(model, num_frames, "evaluation.num_frames")
     reward = build_reward(run, grouped=False).eval()
     checkpoint.restore_reward(folder, reward)
@@ -82,7 +90,8 @@ def evaluate(
         for name, term in run.evaluation.judges.items()
     }
     versions = {BEFORE: None, **{path.name: path for path in checkpoints}}
-    where = _place(out or folder.path / "evaluation", run, suite)
+    made_by = protocol(run, model)
+    where = _place(out or folder.path / "evaluation", made_by, suite)
     results: dict[str, Evaluation | None] = {}
     for name, path in versions.items():
         made = SuiteFolder(
@@ -90,7 +99,7 @@ def evaluate(
             suite,
             fps=model.fps,
             names=names,
-            protocol=protocol(run) | {"checkpoint": None if path is None else digest_of(path)},
+            protocol=made_by | {"checkpoint": None if path is None else digest_of(path)},
         )
         say(f"Sampling and scoring {len(made.todo(*share))} videos {_when(name)} ...")
         if path is not None:
@@ -138,6 +147,8 @@ def make_suite(run: Run) -> tuple[Suite, tuple[str, ...]]:
         return _vbench(settings.prompts, settings.num_videos)
     prompts = prompt_list(settings.prompts, "evaluation.prompts")
     count = settings.num_videos or len(prompts)
+    if settings.scenes:
+        _check_scripts(prompts)
     chosen = (
         [prompts[index * len(prompts) // count] for index in range(count)]
         if count <= len(prompts)
@@ -145,6 +156,14 @@ def make_suite(run: Run) -> tuple[Suite, tuple[str, ...]]:
     )
     seeds = range(settings.seed, settings.seed + count)
     return Suite(Path(settings.prompts).stem, tuple(chosen), tuple(seeds)), ()
+
+
+def _check_scripts(scripts: Sequence[str]) -> None:
+    for number, script in enumerate(scripts, start=1):
+        try:
+            parse_scenes(script)
+        except ValueError as error:
+            raise ConfigError(f"evaluation.prompts: script {number}: {error}") from error
 
 
 def _vbench(path: str, count: int) -> tuple[Suite, tuple[str, ...]]:
@@ -160,7 +179,7 @@ def _vbench(path: str, count: int) -> tuple[Suite, tuple[str, ...]]:
     return suite, tuple(whole.file_names[row] for row in rows)
 
 
-def protocol(run: Run) -> dict[str, Any]:  # Any: settings as JSON holds them
+def protocol(run: Run, model: VideoModel) -> dict[str, Any]:  # Any: settings as JSON holds them
     """Return all settings on which the scores of a video depend."""
     settings = json.loads(to_json(run))
     evaluation = settings["evaluation"]
@@ -169,15 +188,18 @@ def protocol(run: Run) -> dict[str, Any]:  # Any: settings as JSON holds them
         "rewards": settings["rewards"],
         "composite": settings["composite"],
         "judges": evaluation["judges"],
-        "latent_frames": evaluation_frames(run),
+        "latent_frames": evaluation_frames(run, model),
+        "scenes": evaluation["scenes"],
+        "chunk": model.geometry.chunk,
+        "temporal": model.geometry.temporal,
         # One by one no number depends on the batch; else the last bits may.
         "batch_size": 1 if run.evaluation.exact else run.evaluation.batch_size,
     }
 
 
-def _place(parent: Path, run: Run, suite: Suite) -> Path:
+def _place(parent: Path, made_by: dict[str, Any], suite: Suite) -> Path:  # Any: see `protocol`
     """The folder of one suite and protocol; another one gets a folder of its own."""
-    content = json.dumps([protocol(run), suite.prompts, suite.seeds])
+    content = json.dumps([made_by, suite.prompts, suite.seeds])
     name = hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
     return parent / f"{suite.name}-{name}"
 
@@ -192,22 +214,26 @@ def _fill(
 ) -> None:
     """Sample and score what this process has to and is not there."""
     settings = run.evaluation
+    # Scripts differ in length, and videos of different length do not fit into one batch.
+    batch_size = 1 if settings.scenes else settings.batch_size
     wrap = one_by_one if settings.exact else (lambda step: step)
-    sample = wrap(sampler(model, evaluation_frames(run), run.overview))
-    scorers = {name: wrap(judge) for name, judge in judges.items()}
+    read = reading_scenes if settings.scenes else (lambda step: step)
+    make = script_sampler if settings.scenes else sampler
+    sample = wrap(make(model, evaluation_frames(run, model), run.overview))
+    scorers = {name: wrap(read(judge)) for name, judge in judges.items()}
 
     def measure(part: Suite) -> Evaluation:
         return evaluate_suite(
             sample,
             part,
-            wrap(reward),
+            wrap(read(reward)),
             fps=model.fps,
             judges=scorers,
-            batch_size=settings.batch_size,
+            batch_size=batch_size,
         )
 
     rank, processes = share
-    steps = fill(made, measure, rank=rank, processes=processes, batch_size=settings.batch_size)
+    steps = fill(made, measure, rank=rank, processes=processes, batch_size=batch_size)
     with progress("videos", len(made.todo(*share))) as advance:
         for count in steps:
             advance(count)

@@ -3,6 +3,7 @@
 import json
 import secrets
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from astrolabe_eval import (
 )
 from astrolabe_eval.files import write_atomic
 from astrolabe_eval.suite_folder import MANIFEST
+from astrolabe_rollout.geometry import Geometry
+from astrolabe_rollout.scenes import parse_scenes
 
 Say = Callable[[str], None]
 
@@ -102,8 +105,15 @@ def over_time(folder: Path, terms: dict[str, RewardTerm], seconds: float, say: S
     for label, made in models.items():
         evaluation = made.evaluation()
         paths = {path.name: path for path in _paths(evaluation)}
-        prompts = dict(zip(paths, ([text] for text in evaluation.suite.prompts), strict=True))
-        found = score_intervals(paths, scorer, prompts, model=", ".join(scorers), length=seconds)
+        prompts, borders = _scenes(made, list(paths), evaluation.suite.prompts)
+        found = score_intervals(
+            paths,
+            scorer,
+            prompts,
+            model=", ".join(scorers),
+            length=seconds,
+            borders=borders or None,
+        )
         drift = drift_curves(found)
         for name, curve in drift.items():
             means = "  ".join(f"{value:.4f}" for value in curve["mean"])
@@ -146,6 +156,27 @@ def vbench(folder: Path, dimensions: Sequence[str], python: Path | None, say: Sa
     write_atomic(parent / "vbench.md", totals_markdown(table).encode())
     write_atomic(parent / "vbench.tex", totals_latex(table).encode())
     say(totals_markdown(table).rstrip())
+
+
+def _scenes(
+    made: SuiteFolder, names: Sequence[str], scripts: Sequence[str]
+) -> tuple[dict[str, list[str]], dict[str, list[int]]]:
+    """What each video shows, scene by scene, and the first frame of each scene but the first."""
+    given = made.protocol
+    if not given.get("scenes"):
+        return {name: [text] for name, text in zip(names, scripts, strict=True)}, {}
+    # Sizes do not matter for lengths.
+    geometry = Geometry(16, 16, temporal=given["temporal"], chunk=given["chunk"])
+    default = given["latent_frames"] // given["chunk"]
+    prompts, borders = {}, {}
+    for name, script in zip(names, scripts, strict=True):
+        scenes = parse_scenes(script)
+        lengths = [scene.chunks(geometry, made.fps, default) for scene in scenes]
+        ends = accumulate(length * given["chunk"] for length in lengths[:-1])
+        prompts[name] = [scene.prompt for scene in scenes]
+        # The first latent frame is one pixel frame, each other `temporal` of them.
+        borders[name] = [1 + (end - 1) * given["temporal"] for end in ends]
+    return prompts, borders
 
 
 def _paths(evaluation: Evaluation) -> tuple[Path, ...]:

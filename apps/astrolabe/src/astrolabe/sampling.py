@@ -1,16 +1,19 @@
 """A video model as a function from prompts and seeds to videos."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from tensordict import TensorDict
+from torch import Tensor
 
 from astrolabe.config import Run
 from astrolabe.run_folder import LORA, RunFolder
+from astrolabe_rollout.chunks import ChunkStream
 from astrolabe_rollout.errors import CheckpointError
 from astrolabe_rollout.lora import load_lora
 from astrolabe_rollout.model import VideoModel
+from astrolabe_rollout.scenes import Scene, parse_scenes
 from astrolabe_rollout.streaming import StreamingPolicy
 
 #: Reads text, seed, window index and fps of a batch ``[n]``; returns it with pixels.
@@ -33,6 +36,65 @@ def sampler(model: VideoModel, num_frames: int, overview: int = 0) -> Sample:
         return sampled
 
     return sample
+
+
+def script_sampler(model: VideoModel, num_frames: int, overview: int = 0) -> Sample:
+    """Return a function that plays scripts of scenes, which must be of equal length in a batch.
+
+    Args:
+        model: The model.
+        num_frames: Latent frames of a scene that does not say, whole chunks.
+        overview: Frames of overviews for rewards that read them; 0: none.
+    """
+    default = num_frames // model.geometry.chunk
+
+    def sample(batch: TensorDict) -> TensorDict:
+        seeds = batch["prompt", "seed"].tolist()
+        made = [
+            _play(model, parse_scenes(script), seed, default, overview)
+            for script, seed in zip(batch["prompt", "text"], seeds, strict=True)
+        ]
+        for name in made[0]:
+            batch["video", name] = torch.cat([video[name] for video in made])
+        return batch
+
+    return sample
+
+
+def _play(
+    model: VideoModel, scenes: Sequence[Scene], seed: int, default: int, overview: int
+) -> dict[str, Tensor]:
+    """The pixels of one video, ``[1, F, 3, H, W]``, and what else is asked for."""
+    lengths = [scene.chunks(model.geometry, model.fps, default) for scene in scenes]
+    capacity = sum(lengths) * model.geometry.chunk if model.geometry.window is None else None
+    stream = ChunkStream(model, [seed], capacity=capacity, overview=overview)
+    pixels: list[Tensor] = []
+    for number, (scene, length) in enumerate(zip(scenes, lengths, strict=True)):
+        embeds = model.text([scene.prompt])
+        for chunk in range(length):
+            cut = scene.cut and number > 0 and chunk == 0
+            made = stream.next(embeds, cut=cut)
+            assert made.pixels is not None
+            pixels.append(made.pixels)
+    found = {"pixels": torch.cat(pixels, 1)}
+    if stream.overview is not None:
+        found["overview"] = stream.overview.frames()
+        found["overview_fps"] = torch.tensor([stream.overview.fps(model.fps)])
+    return found
+
+
+def reading_scenes(step: Sample) -> Sample:
+    """Let a reward read what all scenes of a script show, without lengths and marks."""
+
+    def read(batch: TensorDict) -> TensorDict:
+        plain = batch.copy()
+        plain["prompt", "text"] = [
+            ". ".join(scene.prompt.rstrip(". ") for scene in parse_scenes(script))
+            for script in batch["prompt", "text"]
+        ]
+        return step(plain)
+
+    return read
 
 
 def one_by_one(step: Sample) -> Sample:
@@ -66,6 +128,10 @@ def load_trained(model: VideoModel, folder: RunFolder) -> Path:
     return checkpoint
 
 
-def evaluation_frames(run: Run) -> int:
+def evaluation_frames(run: Run, model: VideoModel) -> int:
     """Latent frames of the videos that a run is judged by."""
+    geometry, seconds = model.geometry, run.evaluation.seconds
+    if seconds:
+        frames = seconds * model.fps / geometry.temporal
+        return geometry.chunk * max(round(frames / geometry.chunk), 1)
     return run.evaluation.num_frames or run.rollout.num_frames

@@ -56,6 +56,7 @@ class SuiteFolder:
         protocol: Mapping[str, Any] | None = None,  # Any: what JSON holds
     ) -> None:
         self.path, self.suite, self.fps = Path(path), suite, fps
+        self.protocol = dict(protocol or {})
         self.names = tuple(names) or tuple(f"{i:0{_DIGITS}d}.mp4" for i in range(len(suite)))
         if len(set(self.names)) != len(suite):
             raise SuiteError(
@@ -68,7 +69,7 @@ class SuiteFolder:
             "prompts": list(suite.prompts),
             "seeds": list(suite.seeds),
             "videos": list(self.names),
-            "protocol": dict(protocol or {}),
+            "protocol": self.protocol,
         }
         file = self.path / MANIFEST
         if file.exists():
