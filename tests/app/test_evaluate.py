@@ -55,6 +55,19 @@ def test_other_prompts_get_a_folder_of_their_own(trained, tmp_path):
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
 
 
+def test_noise_follows_from_the_prompt_and_not_from_its_place(trained, tmp_path):
+    _, run = RunFolder.open(trained)
+    lists = []
+    for number, texts in enumerate((["a", "b", "c", "a"], ["c", "a", "a", "b"])):
+        path = tmp_path / f"{number}.txt"
+        path.write_text("\n".join(texts))
+        evaluation = replace(run.evaluation, prompts=str(path), num_videos=0)
+        suite, _ = make_suite(replace(run, evaluation=evaluation))
+        lists.append(sorted(zip(suite.prompts, suite.seeds, strict=True)))
+    assert lists[0] == lists[1]
+    assert len({seed for _, seed in lists[0]}) == 4
+
+
 def test_prompts_come_from_tables_and_from_vbench(trained, tmp_path):
     _, run = RunFolder.open(trained)
 

@@ -220,8 +220,9 @@ class Evaluation:
     exact: bool = True
     """Sample and score videos one by one, so that no number depends on ``batch_size``; large models
     lose no time by it."""
-    seed: int = 1_000_000
-    """Seed of the first video's noise; the next ones count up."""
+    seed: int = 0
+    """Another one gives other noise. That of a video follows from its prompt, from how often the
+    prompt came before, and from this; not from its place in the list."""
     judges: dict[str, RewardTerm] = field(default_factory=dict)
     """Scores that are never trained on; weights mean nothing here."""
     at_end: bool = True

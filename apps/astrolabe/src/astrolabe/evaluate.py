@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
@@ -36,6 +37,7 @@ from astrolabe_eval import (
     verdict,
     write_report,
 )
+from astrolabe_eval.suites import name_seed
 from astrolabe_rollout.lora import load_lora
 from astrolabe_rollout.model import VideoModel
 from astrolabe_rollout.scenes import parse_scenes
@@ -137,7 +139,7 @@ def evaluate(
 
 
 def make_suite(run: Run) -> tuple[Suite, tuple[str, ...]]:
-    """Choose the prompts of the evaluation, evenly over the list, and number their seeds.
+    """Choose the prompts of the evaluation, evenly over the list, with a seed for each video.
 
     Returns:
         The suite, and the names of its videos if it has any of its own (VBench's list).
@@ -154,7 +156,11 @@ def make_suite(run: Run) -> tuple[Suite, tuple[str, ...]]:
         if count <= len(prompts)
         else list(islice(cycle(prompts), count))
     )
-    seeds = range(settings.seed, settings.seed + count)
+    seen: Counter[str] = Counter()
+    seeds = []
+    for prompt in chosen:
+        seeds.append((name_seed(prompt, seen[prompt]) + settings.seed) % 2**63)
+        seen[prompt] += 1
     return Suite(Path(settings.prompts).stem, tuple(chosen), tuple(seeds)), ()
 
 

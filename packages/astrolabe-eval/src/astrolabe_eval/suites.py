@@ -1,10 +1,11 @@
 """Prompt suites: what to generate, with which noise, in which order.
 
 Two models are compared sample by sample, so a suite fixes the order of the prompts and the seed of
-each one. Left out on purpose: a seed never depends on the prompt's text or on the suite's name, so
-that a corrected typo does not change the noise.
+each one. Seeds count up by position unless others are given; `name_seed` makes one that follows
+from the prompt, whatever its place in the list.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +71,26 @@ class Suite:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+
+def name_seed(prompt: str, index: int) -> int:
+    """Seed of the noise of a video, by its name ``{prompt}-{index}`` alone.
+
+    So it is the same in any batch, order, part of a suite and number of processes.
+
+    Args:
+        prompt: Its text; VBench's short one.
+        index: Number of the sample of that prompt, from 0.
+
+    Returns:
+        In [0, 2^63).
+
+    Example:
+        >>> name_seed("a cat", 0) == name_seed("a cat", 1)
+        False
+    """
+    digest = hashlib.blake2b(f"{prompt}-{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def load_suite(path: str | Path, *, name: str | None = None, limit: int | None = None) -> Suite:

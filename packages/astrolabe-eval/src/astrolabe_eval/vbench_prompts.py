@@ -5,7 +5,6 @@ wheel is never imported. Of its 946 entries two texts occur in two dimensions ea
 videos by their text, so such a pair shares its videos: 944 different prompts are generated.
 """
 
-import hashlib
 import importlib.util
 import json
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from astrolabe_eval.errors import SuiteError
-from astrolabe_eval.suites import Suite
+from astrolabe_eval.suites import Suite, name_seed
 
 #: Videos of a prompt that VBench reads; it looks for no others.
 SAMPLES: Final = 5
@@ -194,26 +193,6 @@ def video_name(prompt: str, index: int) -> str:
             "Number the videos instead, and give their prompts to run_vbench(prompts=)."
         )
     return name
-
-
-def name_seed(prompt: str, index: int) -> int:
-    """Seed of the noise of a video, by the video's name alone.
-
-    So it is the same in any batch, order, part of a suite and number of processes.
-
-    Args:
-        prompt: The short text.
-        index: Number of the sample, from 0.
-
-    Returns:
-        In [0, 2^63).
-
-    Example:
-        >>> name_seed("a cat", 0) == name_seed("a cat", 1)
-        False
-    """
-    digest = hashlib.blake2b(f"{prompt}-{index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def parse_script(text: str) -> tuple[ScriptScene, ...]:
