@@ -6,6 +6,7 @@ import torch
 from tensordict import TensorDict
 
 from astrolabe_rewards import CompositeReward, FlowMQ, Reward, SharpnessVQ, WeightsError
+from astrolabe_rewards.wire import UnavailableError
 
 
 def first_pixel(batch):
@@ -313,3 +314,17 @@ def test_time_and_memory_are_kept_per_term(make_batch):
 def test_wrong_settings_are_refused_with_a_way_out(arguments, message):
     with pytest.raises(ValueError, match=message):
         CompositeReward(**({"rewards": {"first": (first_pixel, 1.0)}} | arguments))
+
+
+def test_a_scorer_that_is_gone_is_not_asked_again_for_each_video(make_batch):
+    asked = []
+
+    def gone(batch):
+        asked.append(len(batch))
+        raise UnavailableError("no answer in 60 s")
+
+    batch = make_batch(torch.zeros(3, 2, 3, 8, 8, dtype=torch.uint8))
+    scored = CompositeReward({"gone": (gone, 1.0)}, on_error="invalid")(batch)
+    assert asked == [3]
+    assert not scored["next", "valid"].any()
+    assert scored["score", "gone"].isnan().all()

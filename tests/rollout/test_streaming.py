@@ -169,6 +169,31 @@ def test_denoiser_rebuilds_the_context_of_a_later_window(relative):
     torch.testing.assert_close(out, expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("relative", [False, True])
+def test_denoiser_places_a_context_from_which_frames_are_gone(relative):
+    model = small_model(relative=relative)
+    policy = StreamingPolicy(model, 9)
+    for index in range(4):
+        written = policy(batch(index=index))
+    out = denoise(model, written, 0.75)
+    wan, embeds = model.transformer, written["prompt", "embeds"]
+    # The same chunk by chunk: the sink, then the newest frames, those between them skipped.
+    cache, context = wan.new_cache(), written["window", "context"]
+    prefill(wan, context[:, :3], embeds, cache, 3)
+    cache.skip(27 - 6)
+    prefill(wan, context[:, 3:], embeds, cache, 3)
+    expected = []
+    for start in range(0, 9, 3):
+        cache.open(3)
+        noisy = written["noisy", "latents"][:, start : start + 3]
+        level = noisy.new_full(noisy.shape[:2], 750)
+        expected.append(to_x0(noisy, wan.forward_chunk(noisy, level, embeds, cache), 0.75))
+        clean = written["video", "latents"][:, start : start + 3]
+        wan.forward_chunk(clean, clean.new_zeros(clean.shape[:2]), embeds, cache)
+        cache.close()
+    torch.testing.assert_close(out, torch.cat(expected, 1), rtol=0, atol=2e-5)
+
+
 def test_denoiser_takes_windows_of_different_index_together():
     model = small_model()
     policy = StreamingPolicy(model, 9, decode=False)
