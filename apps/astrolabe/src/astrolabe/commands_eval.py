@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from astrolabe.epilog import examples
+from astrolabe.reward_options import RewardNames, RewardOverrides, RewardRecipes
 
 commands = typer.Typer()
 
@@ -47,18 +48,9 @@ def count_votes(
 )
 def over_time(
     folder: Folder,
-    reward: Annotated[
-        list[str] | None, typer.Option(help="Names of rewards; see astrolabe parts rewards.")
-    ] = None,
-    recipe: Annotated[
-        list[str] | None, typer.Option(help="Recipe whose rewards are known, with their options.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="rewards.NAME.options.OPTION=VALUE", help="Option of a reward."
-        ),
-    ] = None,
+    reward: RewardNames = None,
+    recipe: RewardRecipes = None,
+    overrides: RewardOverrides = None,
     seconds: Annotated[float, typer.Option(help="Length of an interval.")] = 10.0,
 ) -> None:
     """Score each interval of the videos, to see whether they fade as they go on."""

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from astrolabe.epilog import examples
+from astrolabe.reward_options import RewardNames, RewardOverrides, RewardRecipes
 
 commands = typer.Typer()
 
@@ -27,16 +28,9 @@ def score(
     prompts: Annotated[
         Path | None, typer.Option(help="JSON Lines or .csv with a path and a prompt each.")
     ] = None,
-    reward: Annotated[
-        list[str] | None, typer.Option(help="Names of rewards; see astrolabe parts rewards.")
-    ] = None,
-    recipe: Annotated[
-        list[str] | None, typer.Option(help="Use the rewards and judges of this recipe.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="rewards.NAME.options.X=VALUE", help="Option of a reward."),
-    ] = None,
+    reward: RewardNames = None,
+    recipe: RewardRecipes = None,
+    overrides: RewardOverrides = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Videos scored together.")] = 8,
     cache: Annotated[
         Path | None, typer.Option(help="Folder that remembers scores of videos seen before.")
@@ -82,15 +76,8 @@ def serve_rewards(
         list[str] | None,
         typer.Argument(metavar="[REWARD]...", help="Names; see astrolabe parts rewards."),
     ] = None,
-    recipe: Annotated[
-        list[str] | None, typer.Option(help="Recipe whose rewards are known, with their options.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="rewards.NAME.options.OPTION=VALUE", help="Option of a reward."
-        ),
-    ] = None,
+    recipe: RewardRecipes = None,
+    overrides: RewardOverrides = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; beyond this machine it needs a token.")
     ] = "127.0.0.1",
