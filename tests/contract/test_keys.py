@@ -82,6 +82,7 @@ def batch():
     for other in (RWRLoss, DPOLoss, CMGRPOLoss):
         losses.update(other(Denoiser(model, 3), snapshots, model.sigmas)(batch))
     loss = NFTLoss(Denoiser(model, 3), snapshots, model.sigmas)
+    batch["noisy", "seed"] = torch.arange(4).view(4, 1)  # as the app's loop does
     noised = loss.noise(batch)
     batch.update(noised.reshape(batch.batch_size))
     batch.update(Denoiser(model, 3)(noised).reshape(batch.batch_size))

@@ -5,7 +5,7 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from astrolabe_objectives import (
     AdaptiveReferenceReset,
@@ -265,6 +265,43 @@ def test_sharded_parameters_are_swapped_in_place(mesh):
     assert (local == 3.0).all()
     snapshots.ema("old", decay=0.5)
     assert snapshots.deviation("old") == 1.0
+
+
+def test_copies_of_sharded_parameters_are_saved_as_what_all_ranks_hold(mesh):
+    holder = nn.Module()
+    holder.weight = nn.Parameter(distribute_tensor(torch.ones(4, 2), mesh))
+    snapshots = Snapshots(holder, "old")
+    holder.weight.to_local().detach().fill_(3.0)
+    saved = snapshots.state_dict()["copies"]["old"]["weight"]
+    assert isinstance(saved, DTensor)
+    assert saved.placements == holder.weight.placements
+    assert saved.full_tensor().equal(torch.ones(4, 2))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("saved_sharded", [False, True])
+def test_copies_are_loaded_whole_or_sharded(mesh, sharded, saved_sharded):
+    def make(split, value):
+        holder = nn.Module()
+        weight = torch.full((4, 2), value)
+        holder.weight = nn.Parameter(distribute_tensor(weight, mesh) if split else weight)
+        return Snapshots(holder, "old")
+
+    snapshots = make(sharded, 1.0)
+    snapshots.load_state_dict(make(saved_sharded, 5.0).state_dict())
+    loaded = snapshots.state_dict()["copies"]["old"]["weight"]
+    assert isinstance(loaded, DTensor) == sharded
+    assert (loaded.full_tensor() if sharded else loaded).equal(torch.full((4, 2), 5.0))
+    assert snapshots.deviation("old") == 4.0
+
+
+def test_an_adapter_on_a_sharded_base_is_told_to_be_of_a_sharded_network(mesh):
+    network = nn.Sequential(nn.Linear(2, 3).requires_grad_(False), nn.Linear(3, 1))
+    assert not Snapshots(network, "old").sharded
+    fully_shard(network, mesh=mesh, ignored_params=set(network[1].parameters()))
+    snapshots = Snapshots(network, "old")
+    assert snapshots.sharded
+    assert not isinstance(snapshots.state_dict()["copies"]["old"]["1.weight"], DTensor)
 
 
 def test_sharded_parameters_without_their_network_are_refused(mesh):

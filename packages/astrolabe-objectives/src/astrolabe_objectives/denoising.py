@@ -4,7 +4,7 @@ Left out on purpose: sampling trajectories, log-probabilities and solvers. A for
 needs the finished clip only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torchrl.objectives import LossModule
 
 from astrolabe_objectives.batch import read
-from astrolabe_objectives.keys import DENOISED, LATENTS, NOISY, SIGMA
+from astrolabe_objectives.keys import DENOISED, LATENTS, NOISE_SEED, NOISY, SIGMA
 from astrolabe_objectives.snapshots import OLD, REFERENCE, Snapshots
 
 Levels = Literal["one", "all"]
@@ -42,14 +42,22 @@ class Predictions:
 class DenoisingLoss(LossModule):
     """Base of losses that compare predictions on re-noised clips.
 
-    Reads ``("video","latents")`` and what the network reads; hands ``("noisy","latents")`` and
-    ``("noisy","sigma")`` to the network, which writes ``("denoised","latents")``.
+    Reads ``("video","latents")``, where present ``("noisy","seed")``, and what the network reads;
+    hands ``("noisy","latents")`` and ``("noisy","sigma")`` to the network, which writes
+    ``("denoised","latents")``.
 
     A noise level is drawn for each clip and shared by its frames, then
-    ``x_t = (1 - σ) x_0 + σ ε`` (rectified flow). The network stays an ordinary submodule: a copy of
-    a billion frozen weights would buy nothing. A subclass calls `noise` and then `predict`, which
-    runs ``old`` and ``reference`` first, without a gradient, and the policy last, so that no weight
-    changes between the policy's pass and ``backward``.
+    ``x_t = (1 - σ) x_0 + σ ε`` (rectified flow). What is drawn for a clip with a seed follows from
+    that seed alone: it is the same in any batch, in any place of it and on any process. Without
+    seeds, levels and noise of a batch come from one stream.
+
+    Processes that share a minibatch give `noise` their own part of it, with seeds, unless the loss
+    is `whole`: then they gather the minibatch first, and split what `noise` returns.
+
+    The network stays an ordinary submodule: a copy of a billion frozen weights would buy nothing. A
+    subclass calls `noise` and then `predict`, which runs ``old`` and ``reference`` first, without a
+    gradient, and the policy last, so that no weight changes between the policy's pass and
+    ``backward``.
 
     Args:
         network: Any TensorDict module that predicts clean latents from noisy ones.
@@ -61,6 +69,10 @@ class DenoisingLoss(LossModule):
             lowest and the highest of them, for ``levels="all"`` one from each of as many equal
             parts of that range.
         seed: Start of the stream of levels and noise, see `seed`.
+
+    Attributes:
+        whole: Whether `noise` must see a whole minibatch, as it compares the samples with each
+            other. A subclass that does so sets it.
 
     Raises:
         ValueError: If a level is outside (0, 1], there is none, or only one to draw between, if
@@ -76,14 +88,17 @@ class DenoisingLoss(LossModule):
             noisy: Noised latents, for the network.
             sigma: Noise level of every frame, for the network.
             denoised: The network's prediction.
+            seed: Seed of what is drawn for a clip; may be missing.
         """
 
         latents: NestedKey = LATENTS
         noisy: NestedKey = NOISY
         sigma: NestedKey = SIGMA
         denoised: NestedKey = DENOISED
+        seed: NestedKey = NOISE_SEED
 
     default_keys: ClassVar[type] = _AcceptedKeys
+    whole: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -138,6 +153,11 @@ class DenoisingLoss(LossModule):
     def in_keys(self, values: list[NestedKey]) -> None:
         self._in_keys = values
 
+    @property
+    def optional_keys(self) -> list[NestedKey]:
+        """What is used besides `in_keys` if the batch holds it; a buffer should carry it too."""
+        return [self.tensor_keys.seed]
+
     def seed(self, seed: int) -> None:
         """Restart the stream of levels and noise; the same on every device."""
         self._generator.manual_seed(seed)
@@ -152,7 +172,8 @@ class DenoisingLoss(LossModule):
             A new TensorDict with the entries of ``tensordict``, ``x_t`` and its level.
 
         Raises:
-            ValueError: If the latents are not ``[*B, f, C, h, w]``.
+            ValueError: If the latents are not ``[*B, f, C, h, w]``, or the seeds not ``[*B]`` and
+                in [0, 2³²).
         """
         batch = tensordict.reshape(-1)  # [M]
         return batch if self._is_noised(batch) else self._noise(batch)
@@ -176,32 +197,63 @@ class DenoisingLoss(LossModule):
                 "[M, f, C, h, w]. Give the TensorDict all of its batch dimensions."
             )
         clips, frames = len(batch), shape[batch.ndim]
-        level = self._draw_levels(clips)
+        size = (*[1] * (batch.ndim - 1), *shape[batch.ndim :])
+        level, noise = self._draw(clips, size, self._seeds(batch))
         if self.levels == "all":
             batch = batch[torch.arange(clips).repeat(len(self.sigmas))]
         batch = batch.clone(recurse=False)
         latents = batch[self.tensor_keys.latents]
-        size = (len(batch), *[1] * (batch.ndim - 1), *shape[batch.ndim :])
-        # Drawn on the CPU: a seed gives the same noise on every device.
-        noise = torch.randn(size, generator=self._generator).to(latents)
         level = level.to(latents.device)
         sigma = level.view(-1, *[1] * (latents.ndim - 1)).to(latents.dtype)
-        batch.set(self.tensor_keys.noisy, (1 - sigma) * latents + sigma * noise)
+        batch.set(self.tensor_keys.noisy, (1 - sigma) * latents + sigma * noise.to(latents))
         every = level.view(-1, *[1] * batch.ndim).expand(*batch.batch_size, frames)
         batch.set(self.tensor_keys.sigma, every.contiguous())  # [M, *S, f]
         return batch
 
-    def _draw_levels(self, clips: int) -> Tensor:
+    def _seeds(self, batch: TensorDictBase) -> Tensor | None:
+        """Seed of each M of ``[M, *S]``, that of the first along S; None without the entry."""
+        key = self.tensor_keys.seed
+        seeds: Tensor | None = batch.get(key, None)
+        if seeds is None:
+            return None
+        # Torch's CPU generator uses only the low 32 bits, so larger seeds would not be distinct.
+        if seeds.shape != batch.shape or not ((seeds >= 0) & (seeds < 2**32)).all():
+            raise ValueError(
+                f"{key!r} is {tuple(seeds.shape)} for a batch {tuple(batch.shape)}, from "
+                f"{seeds.min()} to {seeds.max()}. Give each clip one whole number in [0, 2³²)."
+            )
+        return seeds.reshape(len(batch), -1)[:, 0]
+
+    def _draw(
+        self, clips: int, size: tuple[int, ...], seeds: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Levels ``[K M]`` and noise ``[K M, *size]``: all M clips, K times with ``levels="all"``.
+
+        Drawn on the CPU: a seed gives the same numbers on every device.
+        """
+        copies = len(self.sigmas) if self.levels == "all" else 1
+        level, noise = torch.empty(copies, clips), torch.empty(copies, clips, *size)
+        if seeds is None:
+            level.copy_(self._draw_levels(clips, self._generator).view_as(level))
+            noise.normal_(generator=self._generator)
+        else:
+            for clip, generator in enumerate(seeded(seeds)):
+                level[:, clip] = self._draw_levels(1, generator)
+                for one in noise[:, clip]:  # torch fills memory that is contiguous much faster
+                    one.normal_(generator=generator)
+        return level.flatten(), noise.flatten(0, 1)
+
+    def _draw_levels(self, clips: int, generator: torch.Generator) -> Tensor:
         """One level for each clip, ``[M]``, or each of ``levels="all"`` for all, ``[K M]``."""
         grid = torch.tensor(self.sigmas)
         if self.draw == "uniform":
             parts = len(grid) if self.levels == "all" else 1
             part = torch.arange(parts).repeat_interleave(clips)
-            share = (part + torch.rand(len(part), generator=self._generator)) / parts
+            share = (part + torch.rand(len(part), generator=generator)) / parts
             return torch.lerp(grid.min(), grid.max(), share)
         if self.levels == "all":
             return grid.repeat_interleave(clips)
-        return grid[torch.randint(len(grid), (clips,), generator=self._generator)]
+        return grid[torch.randint(len(grid), (clips,), generator=generator)]
 
     def predict(self, noised: TensorDictBase, *, reference: bool) -> Predictions:
         """Predict clean latents with ``old``, ``reference`` if asked, and last the policy.
@@ -240,3 +292,10 @@ class DenoisingLoss(LossModule):
 
     def _forward_value_estimator_keys(self, **_: Any) -> None:  # TorchRL's hook in `set_keys`
         self._set_in_keys()
+
+
+def seeded(seeds: Tensor) -> Iterator[torch.Generator]:
+    """One CPU generator again and again, each time at the start of the next seed's stream."""
+    generator = torch.Generator()
+    for seed in seeds.tolist():
+        yield generator.manual_seed(seed)

@@ -25,15 +25,15 @@ class DPOLoss(AnchoredLoss):
     """Diffusion-DPO (2311.12908, eq. 14) on the best and the worst clip of every group.
 
     Reads ``("video","latents")``, ``"advantage"``, ``("kl","selected")``, ``("prompt","group")``,
-    where present ``("window","index")``, and what the network reads besides noise; writes
-    ``loss_policy``, ``loss_kl`` and the metrics ``kl``, ``old_deviation``, ``best_error``,
-    ``worst_error``, ``preference_accuracy``, which carry no gradient.
+    where present ``("window","index")`` and ``("noisy","seed")``, and what the network reads
+    besides noise; writes ``loss_policy``, ``loss_kl`` and the metrics ``kl``, ``old_deviation``,
+    ``best_error``, ``worst_error``, ``preference_accuracy``, which carry no gradient.
 
-    Both clips of a pair are noised with the same σ and ε. With ``e = ‖v - v_clip‖²`` (a mean over
-    the entries) the implicit reward of a clip is ``-(β/2) (e_θ - e_ref)``, and the loss of a pair
-    ``-log sigmoid`` of the best clip's reward minus the worst one's. To it comes
-    ``kl_coeff · L_KL`` over the selected clips of the pairs. While the policy equals the reference
-    the loss is log 2.
+    Both clips of a pair are noised with the same σ and ε, drawn from the seed of the best one if
+    there are seeds. With ``e = ‖v - v_clip‖²`` (a mean over the entries) the implicit reward of a
+    clip is ``-(β/2) (e_θ - e_ref)``, and the loss of a pair ``-log sigmoid`` of the best clip's
+    reward minus the worst one's. To it comes ``kl_coeff · L_KL`` over the selected clips of the
+    pairs. While the policy equals the reference the loss is log 2.
 
     `noise` picks the pairs and returns ``[P, 2]``, best and worst: whoever splits a batch splits
     it by pairs, so a micro-batch of m goes through the network as 2m clips. Pairs are made inside
@@ -71,6 +71,7 @@ class DPOLoss(AnchoredLoss):
         index: NestedKey = INDEX
 
     default_keys: ClassVar[type] = _AcceptedKeys
+    whole: ClassVar[bool] = True  # pairs are of any two samples
     out_keys: ClassVar[list[str]] = [
         "loss_policy",
         "loss_kl",
@@ -112,6 +113,11 @@ class DPOLoss(AnchoredLoss):
             )
         self.beta = beta
 
+    @property
+    def optional_keys(self) -> list[NestedKey]:
+        """What is used besides `in_keys` if the batch holds it; a buffer should carry it too."""
+        return [*super().optional_keys, self.tensor_keys.index]
+
     def noise(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Pick the pairs of a batch and add noise, the same to both clips of a pair.
 
@@ -122,7 +128,8 @@ class DPOLoss(AnchoredLoss):
             comes once for each level.
 
         Raises:
-            ValueError: If the latents are not ``[*B, f, C, h, w]``.
+            ValueError: If the latents are not ``[*B, f, C, h, w]``, or the seeds not ``[*B]`` and
+                in [0, 2³²).
         """
         if self._is_noised(tensordict):
             return tensordict

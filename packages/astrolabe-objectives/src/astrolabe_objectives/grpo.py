@@ -17,7 +17,7 @@ from torch import Tensor
 
 from astrolabe_objectives.anchored import AnchoredLoss, Prediction, mean_square
 from astrolabe_objectives.batch import read
-from astrolabe_objectives.denoising import Levels
+from astrolabe_objectives.denoising import Levels, seeded
 from astrolabe_objectives.keys import NEXT, NEXT_SIGMA, STEPS
 from astrolabe_objectives.snapshots import Snapshots
 
@@ -25,10 +25,11 @@ from astrolabe_objectives.snapshots import Snapshots
 class CMGRPOLoss(AnchoredLoss):
     """Clipped policy gradient on the consistency sampler's own kernel (CM-GRPO, 2605.15190).
 
-    Reads ``("steps","latents")``, ``("video","latents")``, ``"advantage"``, ``("kl","selected")``
-    and what the network reads besides noise; writes ``loss_policy``, ``loss_kl`` and the metrics
-    ``kl``, ``old_deviation``, ``ratio``, ``clipped_fraction``, ``step_residual``, which carry no
-    gradient.
+    Reads ``("steps","latents")``, ``("video","latents")``, ``"advantage"``, ``("kl","selected")``,
+    where present ``("noisy","seed")``, and what the network reads besides noise; writes
+    ``loss_policy``, ``loss_kl`` and the metrics ``kl``, ``old_deviation``, ``ratio``,
+    ``clipped_fraction``, ``step_residual``, which carry no gradient. With a seed it is the step of
+    a clip that follows from it.
 
     A sampler goes from ``x`` at level σ to ``x' = (1 - σ') x_0(x) + σ' ε`` at the next level σ', so
     the step has the density ``N((1 - σ') x_0(x), σ'² I)``. With ``ρ`` the exponential of how much
@@ -153,13 +154,21 @@ class CMGRPOLoss(AnchoredLoss):
             step = torch.arange(count - 1).repeat_interleave(clips)
             batch = batch[rows]
         else:
-            step = torch.randint(count - 1, (clips,), generator=self._generator)
+            step = self._draw_steps(clips, self._seeds(batch))
         grid = torch.tensor(self.sigmas)
         level = grid[step].to(steps.device)
         batch.set(self.tensor_keys.noisy, steps[rows, step])
         batch.set(self.tensor_keys.sigma, level[:, None].repeat(1, frames))  # [M, f]
         batch.set(NEXT, steps[rows, step + 1])
         return batch.set(NEXT_SIGMA, grid[step + 1].to(steps.device))
+
+    def _draw_steps(self, clips: int, seeds: Tensor | None) -> Tensor:
+        """One of the K-1 steps for each clip, ``[M]``."""
+        steps = len(self.sigmas) - 1
+        if seeds is None:
+            return torch.randint(steps, (clips,), generator=self._generator)
+        drawn = [torch.randint(steps, (1,), generator=generator) for generator in seeded(seeds)]
+        return torch.tensor(drawn, dtype=torch.int64)
 
     def _drawn_keys(self) -> list[NestedKey]:
         return [*super()._drawn_keys(), NEXT, NEXT_SIGMA]

@@ -16,6 +16,7 @@ ADVANTAGE = "advantage"
 SELECTED = ("kl", "selected")
 NOISY = ("noisy", "latents")
 SIGMA = ("noisy", "sigma")
+NOISE_SEED = ("noisy", "seed")
 DENOISED = ("denoised", "latents")
 STEPS = ("steps", "latents")
 PAIR = ("drawn", "pair")
@@ -32,6 +33,7 @@ READS = {
     REWARD: "float32 [*B, 1] weighted sum of scores",
     ADVANTAGE: "float32 [*B, 1] reward minus group mean, over a standard deviation",
     SELECTED: "bool [*B, 1] true where rewards disagree and the policy is held back",
+    NOISE_SEED: "int64 [*B] seed of a sample's noise level and noise, in [0, 2³²)",
     DENOISED: "float32 [*B, f, C, h, w] predicted x0",
     STEPS: "float32 [*B, K, f, C, h, w] what the sampler denoised at each of its noise levels",
 }

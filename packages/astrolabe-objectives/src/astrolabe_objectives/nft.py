@@ -19,9 +19,10 @@ from astrolabe_objectives.snapshots import Snapshots
 class NFTLoss(AnchoredLoss):
     """Forward-process negative-aware fine-tuning (Astrolabe eq. 1, 2; DiffusionNFT, 2509.16117).
 
-    Reads ``("video","latents")``, ``"advantage"``, ``("kl","selected")`` and what the network reads
-    besides noise; writes ``loss_policy``, ``loss_kl`` and the metrics ``kl``, ``old_deviation``,
-    ``policy_positive``, ``policy_negative``, which carry no gradient.
+    Reads ``("video","latents")``, ``"advantage"``, ``("kl","selected")``, where present
+    ``("noisy","seed")``, and what the network reads besides noise; writes ``loss_policy``,
+    ``loss_kl`` and the metrics ``kl``, ``old_deviation``, ``policy_positive``,
+    ``policy_negative``, which carry no gradient.
 
     With ``r = clip(A / A_max, -1, 1) / 2 + ½``, the velocity ``v = (x_t - x_0) / σ`` of the
     straight path, and two implicit policies ``v± = v_old ± β (v_θ - v_old)`` the loss of a clip is

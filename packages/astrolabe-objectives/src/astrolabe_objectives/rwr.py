@@ -22,9 +22,10 @@ from astrolabe_objectives.snapshots import Snapshots
 class RWRLoss(AnchoredLoss):
     """Reward-weighted regression (Peters and Schaal 2007; for diffusion: DDPO, 2305.13301, sec. 5).
 
-    Reads ``("video","latents")``, ``"advantage"``, ``("kl","selected")`` and what the network reads
-    besides noise; writes ``loss_policy``, ``loss_kl`` and the metrics ``kl``, ``old_deviation``,
-    ``policy_error``, which carry no gradient.
+    Reads ``("video","latents")``, ``"advantage"``, ``("kl","selected")``, where present
+    ``("noisy","seed")``, and what the network reads besides noise; writes ``loss_policy``,
+    ``loss_kl`` and the metrics ``kl``, ``old_deviation``, ``policy_error``, which carry no
+    gradient.
 
     The loss of a clip is ``w ‖v_θ - v‖²``, the norm a mean over its entries, with the weights
     ``w = exp(A / temperature)`` scaled to mean 1 over the batch that `noise` is given, then cut at
@@ -52,6 +53,7 @@ class RWRLoss(AnchoredLoss):
             snapshot ``"reference"``.
     """
 
+    whole: ClassVar[bool] = True  # a weight is relative to the mean of all
     out_keys: ClassVar[list[str]] = [
         "loss_policy",
         "loss_kl",

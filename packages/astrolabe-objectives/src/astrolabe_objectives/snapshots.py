@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from astrolabe_objectives.errors import SnapshotError
 from astrolabe_objectives.schedules import OldDecay, ReferenceReset
+from astrolabe_objectives.shards import local, part, shared, total
 
 OLD = "old"
 REFERENCE = "reference"
@@ -45,10 +46,11 @@ class Snapshots:
 
     Every copy starts equal to the live parameters. Parameters that do not require a gradient when
     this object is made are neither copied nor touched. Under FSDP2 each rank holds the copies of
-    its own shards.
+    its own shards; parameters that FSDP was told to ignore are copied whole.
 
     Args:
-        parameters: The network, after `fully_shard` if it is used, or its parameters by name.
+        parameters: The network, after `fully_shard` if it is used, or, if nothing of it is sharded,
+            its parameters by name.
         names: Names of the copies, such as ``"old"`` and ``"reference"``.
         old_decay: ``γ(step)`` for ``old`` in `advance`.
         reference_reset: ``(kl, epochs) -> bool`` for ``reference`` in `advance`; if it has a
@@ -77,22 +79,27 @@ class Snapshots:
         old_decay: Callable[[int], float] = _OLD_DECAY,
         reference_reset: Callable[[float, int], bool] = _REFERENCE_RESET,
     ) -> None:
-        self._network = parameters if isinstance(parameters, nn.Module) else None
+        network = parameters if isinstance(parameters, nn.Module) else None
         if isinstance(parameters, nn.Module):
             parameters = dict(parameters.named_parameters())
-        self._live = {
-            key: parameter for key, parameter in parameters.items() if parameter.requires_grad
-        }
+        self._live = {key: value for key, value in parameters.items() if value.requires_grad}
         if not self._live:
             raise ValueError(
                 "no parameter requires a gradient, so there is nothing to copy. "
                 "Add the LoRA adapter, or unfreeze the network, before making Snapshots."
             )
-        if self.sharded and self._network is None:
+        split = any(isinstance(value, DTensor) for value in self._live.values())
+        if split and network is None:
             raise ValueError(
                 "the parameters are sharded, but were given by name. Give Snapshots the network "
                 "itself: it has to drop the gathered weights that FSDP keeps between passes."
             )
+        self._sharded = any(isinstance(value, DTensor) for value in parameters.values())
+        self._gathering = [
+            module
+            for module in (network.modules() if network is not None and split else ())
+            if isinstance(module, FSDPModule)
+        ]
         if not names:
             raise ValueError('Snapshots got no names. Name the copies, such as "old", "reference".')
         self._copies = {name: self._clone() for name in names}
@@ -108,8 +115,11 @@ class Snapshots:
 
     @property
     def sharded(self) -> bool:
-        """Whether the parameters live on several ranks, which must then all run the same passes."""
-        return any(isinstance(parameter, DTensor) for parameter in self._live.values())
+        """Whether the network, trained or frozen, lives on several ranks.
+
+        They must then all run the same passes.
+        """
+        return self._sharded
 
     @contextmanager
     def use(self, name: str) -> Iterator[None]:
@@ -162,19 +172,23 @@ class Snapshots:
         copy = self._copy(name)
         self._refuse_while_in_use(f"update {name!r}")
         for key, parameter in self._live.items():
-            copy[key].lerp_(_local(parameter), 1.0 - decay)
+            copy[key].lerp_(local(parameter), 1.0 - decay)
 
     @torch.no_grad()
     def deviation(self, name: str) -> float:
-        """Root mean square difference between the live values and copy ``name`` (this rank's)."""
+        """Root mean square difference between the live values and copy ``name``.
+
+        All ranks that share the parameters must call this.
+        """
         copy = self._copy(name)
         self._refuse_while_in_use(f"measure {name!r}")
         squares = [
-            (_local(parameter).double() - copy[key].double()).square().sum()
+            (local(parameter).double() - copy[key].double()).square().sum()
             for key, parameter in self._live.items()
         ]
-        count = sum(values.numel() for values in copy.values())
-        return float((torch.stack(squares).sum() / count).sqrt())
+        first, *_ = self._live.values()  # all are spread alike
+        count = sum(parameter.numel() for parameter in self._live.values())
+        return float((total(torch.stack(squares).sum(), first) / count).sqrt())
 
     def advance(self, step: int, kl: float) -> dict[str, float]:
         """Close an epoch: ``old`` follows the policy, ``reference`` is renewed if it is time.
@@ -204,9 +218,16 @@ class Snapshots:
         return metrics
 
     def state_dict(self) -> dict[str, Any]:  # values: tensors by name, a counter, a rule's state
-        """Return the copies, not the live parameters, and the age of the reference."""
+        """Return the copies, not the live parameters, and the age of the reference.
+
+        Copies of sharded parameters are DTensors, which `torch.distributed.checkpoint` saves in
+        parts and loads on any number of ranks.
+        """
         state = {
-            "copies": {name: dict(copy) for name, copy in self._copies.items()},
+            "copies": {
+                name: {key: shared(values, self._live[key]) for key, values in copy.items()}
+                for name, copy in self._copies.items()
+            },
             "epochs": self._epochs,
         }
         if isinstance(self._reference_reset, StatefulRule):
@@ -215,7 +236,9 @@ class Snapshots:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave, bit for bit.
+        """Take back what `state_dict` gave, bit for bit; whole tensors and DTensors alike.
+
+        Ranks that share the parameters must all call this.
 
         Raises:
             SnapshotError: If names, parameters, shapes or the kind of rule differ from this
@@ -227,8 +250,8 @@ class Snapshots:
                 f"the saved snapshots are {sorted(saved)}, this run has {sorted(self._copies)}. "
                 "Resume with the settings that the run was started with."
             )
-        for name, copy in self._copies.items():
-            shapes = {key: tuple(values.shape) for key, values in copy.items()}
+        shapes = {key: tuple(parameter.shape) for key, parameter in self._live.items()}
+        for name in self._copies:
             found = {key: tuple(values.shape) for key, values in saved[name].items()}
             if found != shapes:
                 key, shape = sorted(set(shapes.items()) ^ set(found.items()))[0]
@@ -244,7 +267,7 @@ class Snapshots:
             )
         for name, copy in self._copies.items():
             for key, values in copy.items():
-                values.copy_(saved[name][key])
+                values.copy_(part(saved[name][key], self._live[key]))
         self._epochs = state["epochs"]
         if isinstance(rule, StatefulRule):
             rule.load_state_dict(state["reference_reset"])
@@ -268,22 +291,15 @@ class Snapshots:
 
     @torch.no_grad()
     def _clone(self) -> dict[str, Tensor]:
-        return {key: _local(parameter).clone() for key, parameter in self._live.items()}
+        return {key: local(parameter).clone() for key, parameter in self._live.items()}
 
     def _write(self, values: Mapping[str, Tensor]) -> None:
         for key, parameter in self._live.items():
-            _local(parameter).copy_(values[key])
-        for module in self._network.modules() if self._network is not None else ():
-            # FSDP keeps the root's gathered weights after a forward pass, to save the gather of
+            local(parameter).copy_(values[key])
+        for module in self._gathering:
+            # FSDP may keep the root's gathered weights after a forward pass, to save the gather of
             # the backward pass; the next pass would run with the values of this one.
-            if isinstance(module, FSDPModule):
-                module.reshard()
-
-
-def _local(parameter: nn.Parameter) -> Tensor:
-    """Values of a parameter on this rank, sharing memory and autograd's version counter."""
-    # Not `.data`: it has a version counter of its own, and autograd would miss the swap.
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()
+            module.reshard()
 
 
 class _Bound(TensorDictModuleBase):
