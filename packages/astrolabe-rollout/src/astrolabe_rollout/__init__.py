@@ -18,6 +18,7 @@ _HOME = {
     "VideoModel": "model",
     "add_lora": "lora",
     "export_transformer": "export",
+    "full_state": "sharding",
     "load_checkpoint": "checkpoints",
     "load_into": "checkpoints",
     "load_lora": "lora",
@@ -27,6 +28,7 @@ _HOME = {
     "read_prompts": "prompts",
     "sample_chunk": "sampler",
     "save_lora": "lora",
+    "shard": "sharding",
     "trainable_parameters": "lora",
 }
 

@@ -137,11 +137,14 @@ class WindowPlan:
         return torch.cat([k for k, _ in pieces], 1), torch.cat([v for _, v in pieces], 1)
 
 
-@dataclass
 class Pass:
-    """One forward pass. Every plan comes in this one class, or each would be compiled for apart."""
+    """One forward pass. Every plan comes in this one class, or each would be compiled for apart.
 
-    plan: Plan
+    No dataclass: FSDP looks into those among a layer's arguments, and makes copies of them.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
 
 
 class PlanInsteadOfRope(nn.Module):

@@ -246,7 +246,9 @@ class SeededNoise:
         """Return the next chunk's noise for each denoising step, float32 ``[steps, B, *shape]``."""
         size = (steps, *shape)
         noise = torch.stack([torch.randn(size, generator=g) for g in self._generators], 1)
-        return noise.to(device)
+        # From pinned memory, so that nothing waits for the copy.
+        pinned = noise.pin_memory() if device.type == "cuda" else noise
+        return pinned.to(device, non_blocking=True)
 
 
 def _newest(before: Tensor | None, new: Tensor, count: int) -> Tensor:

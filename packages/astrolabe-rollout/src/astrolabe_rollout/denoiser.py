@@ -1,7 +1,7 @@
 """Denoiser: predicts a whole noisy window's clean latents, each chunk over what the sampler saw."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDictBase
@@ -35,6 +35,10 @@ class Denoiser(TensorDictModuleBase):
             the public trainer meant to.
         mask: ``"chunk"``, or ``"frame"``: each frame sees only those before it, as the public
             trainer does.
+        agree: For a sharded model, of which all processes must run the same passes, forward and
+            backward: is given the window numbers of a batch, int64 on the CPU, and returns those of
+            all processes' batches, sorted. A window that only others have is passed with the
+            first row of the batch, to no effect on result or gradient.
 
     A model that computes its cache anew for every chunk (Krea) is trained on that context too:
     clean chunks that have seen no other. In long videos its sampler encodes the oldest frame of a
@@ -52,6 +56,7 @@ class Denoiser(TensorDictModuleBase):
         *,
         context: Literal["clean", "attached", "noisy"] = "clean",
         mask: Literal["chunk", "frame"] = "chunk",
+        agree: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         if context not in ("clean", "attached", "noisy") or mask not in ("chunk", "frame"):
@@ -68,6 +73,7 @@ class Denoiser(TensorDictModuleBase):
                 "Set its option rebuild to that, and window to twice as many."
             )
         self.num_frames, self.context, self.mask = num_frames, context, mask
+        self.agree = agree
         self.transformer = model.transformer
         self.geometry, self.timestep = model.geometry, model.timestep
         self.in_keys = [NOISY, SIGMA, LATENTS, CONTEXT, INDEX, EMBEDS]
@@ -76,28 +82,46 @@ class Denoiser(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Denoise a batch; videos at different windows may be mixed."""
         flat = tensordict.reshape(-1)
-        index = flat[INDEX]
+        part = flat.select(*self.in_keys)
+        index = flat[INDEX].cpu()  # once: each number read from a GPU waits for all of its work
         result = torch.empty_like(flat[NOISY])
-        for window in index.unique().tolist():
-            rows = (index == window).nonzero().squeeze(1)
-            whole = len(rows) == len(index)
-            part = flat.select(*self.in_keys)
-            denoised = self._denoise(part if whole else part[rows], int(window))
-            result = denoised if whole else result.index_copy(0, rows, denoised)
+        unused: list[Tensor] = []
+        for window in self._windows(index):
+            rows = (index == window).nonzero().squeeze(1).to(result.device, non_blocking=True)
+            if len(rows) == len(index):
+                result = self._denoise(part, window, unused)
+            elif len(rows):
+                denoised = self._denoise(part[rows], window, unused)
+                result = result.index_copy(0, rows, denoised)
+            else:
+                unused.append(self._denoise(part[:1], window, unused))
+        if self.agree is not None and torch.is_grad_enabled():
+            result = _WithZeroGradients.apply(result, *unused)
         tensordict[DENOISED] = result.reshape(*tensordict.batch_size, *result.shape[1:])
         return tensordict
 
-    def _denoise(self, batch: TensorDictBase, window: int) -> Tensor:
+    def _windows(self, index: Tensor) -> list[int]:
+        present = torch.unique(index)
+        windows: list[int] = (present if self.agree is None else self.agree(present)).tolist()
+        return windows
+
+    def _denoise(self, batch: TensorDictBase, window: int, unused: list[Tensor]) -> Tensor:
+        """Predict the clean latents of videos at one window.
+
+        Of passes with gradient before the last, only keys and values are used; ``unused`` gets what
+        they predict if all processes must go backward through them.
+        """
         noisy, sigma, embeds, latents = (batch[key] for key in (NOISY, SIGMA, EMBEDS, LATENTS))
         size = self.geometry.chunk if self.mask == "chunk" else 1
         chunks = (size,) * (noisy.shape[1] // size)
+        before = window * self.num_frames
         clean: dict[int, KeyValue] | None = None
         attached = self.context == "attached" and torch.is_grad_enabled()
         with torch.set_grad_enabled(attached):
-            prefix = self._prefix(batch[CONTEXT], embeds, window * self.num_frames)
+            prefix = self._prefix(batch[CONTEXT], embeds, before, unused)
             if self.context != "noisy":
                 clean = self._recorded(
-                    latents[:, : -chunks[-1]], embeds, chunks[:-1], prefix, window * self.num_frames
+                    latents[:, : -chunks[-1]], embeds, chunks[:-1], prefix, before, unused
                 )
         velocity = self.transformer.forward_window(
             noisy,
@@ -110,7 +134,9 @@ class Denoiser(TensorDictModuleBase):
         )
         return to_x0(noisy, velocity, sigma)
 
-    def _prefix(self, context: Tensor, embeds: Tensor, before: int) -> KVCache | None:
+    def _prefix(
+        self, context: Tensor, embeds: Tensor, before: int, unused: list[Tensor]
+    ) -> KVCache | None:
         """Rebuild the cache of the frames before the window from their latents."""
         if not before:
             return None
@@ -131,7 +157,7 @@ class Denoiser(TensorDictModuleBase):
         ):
             if part.shape[1]:
                 chunks = [chunk.shape[1] for chunk in torch.split(part, geometry.chunk, 1)]
-                new = self._recorded(part, embeds, chunks, cache, start)
+                new = self._recorded(part, embeds, chunks, cache, start, unused)
                 held = {layer: _joined(held.get(layer), pair) for layer, pair in new.items()}
                 cache = KVCache.holding(self.transformer.rule, held, end)
         return cache
@@ -143,12 +169,13 @@ class Denoiser(TensorDictModuleBase):
         chunks: Sequence[int],
         prefix: KVCache | None,
         start: int,
+        unused: list[Tensor],
     ) -> dict[int, KeyValue]:
         """Keys and values of clean latents from frame ``start`` of the video on."""
         if not chunks:
             return dict.fromkeys(range(self.transformer.layers), _nothing(latents))
         record: dict[int, KeyValue] = {}
-        self.transformer.forward_window(
+        velocity = self.transformer.forward_window(
             latents,
             latents.new_zeros(latents.shape[:2]),
             embeds,
@@ -158,7 +185,27 @@ class Denoiser(TensorDictModuleBase):
             window=self.alone,
             start=start,
         )
+        if self.agree is not None and velocity.requires_grad:
+            unused.append(velocity)
         return record
+
+
+class _WithZeroGradients(torch.autograd.Function):
+    """The first tensor as it is; the others, which nothing else uses, get a gradient of zero.
+
+    With it their passes go backward as well: FSDP gathers the weights of a layer when a gradient
+    reaches its output, on all processes or on none.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, result: Tensor, *unused: Tensor) -> Tensor:
+        ctx.like = [(one.shape, one.dtype, one.device) for one in unused]
+        return result.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        zeros = [torch.zeros(s, dtype=t, device=d) for s, t, d in ctx.like]
+        return gradient, *zeros
 
 
 def _nothing(like: Tensor) -> KeyValue:

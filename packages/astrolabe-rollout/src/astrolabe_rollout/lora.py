@@ -11,16 +11,18 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal, get_args
 
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.functional import cast_adapter_dtype
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from astrolabe_rollout.conversion import difference
 from astrolabe_rollout.errors import CheckpointError
@@ -31,6 +33,8 @@ LORA_TARGETS: Final = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ff
 
 ADAPTER: Final = "default"  # peft's own name for a single adapter
 
+Precision = Literal["base", "float32"]
+
 
 def add_lora(
     network: WanTransformer3DModel,
@@ -40,11 +44,13 @@ def add_lora(
     dropout: float = 0.0,
     seed: int = 0,
     targets: Sequence[str] = LORA_TARGETS,
+    precision: Precision = "base",
 ) -> None:
     """Add a LoRA that changes nothing yet, and make it all that is trained.
 
     A layer with weight W becomes ``W + (alpha / rank) B A`` (arXiv 2106.09685). A is drawn by
-    Kaiming's rule from ``seed``, B is 0. Both are float32, whatever the base is.
+    Kaiming's rule from ``seed``, B is 0. Both are float32, whatever the base is, and so are their
+    gradients.
 
     Args:
         network: diffusers' transformer, changed in place. Its own weights are frozen.
@@ -53,6 +59,9 @@ def add_lora(
         dropout: Share of a layer's inputs that the update does not see in training, in [0, 1).
         seed: Seed of A. Torch's global random state is left as it was.
         targets: Ends of the names of the linear layers that get an update.
+        precision: In which the update is multiplied, in sampling and in training: that of the
+            ``base``, for which A and B are rounded in each pass, or ``float32``, which a GPU does
+            many times slower.
 
     Raises:
         TypeError: If ``network`` is not diffusers' transformer.
@@ -74,11 +83,13 @@ def add_lora(
             "the network has a LoRA already, and one is all a run trains. Use load_lora to change "
             "its values, or network.unload_lora() to take it away first."
         )
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision is {precision!r}. Choose from {get_args(Precision)}.")
     _check_targets(network, targets)
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=sorted(targets)
     )
-    _inject(network, config, seed)
+    _inject(network, config, seed, precision)
 
 
 def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -86,7 +97,11 @@ def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     return {name: value for name, value in network.named_parameters() if value.requires_grad}
 
 
-def save_lora(network: WanTransformer3DModel, folder: str | Path) -> None:
+def save_lora(
+    network: WanTransformer3DModel,
+    folder: str | Path,
+    values: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write the LoRA as peft does: ``adapter_model.safetensors`` and ``adapter_config.json``.
 
     peft reads it with ``PeftModel.from_pretrained(network, folder)``, diffusers with
@@ -97,6 +112,8 @@ def save_lora(network: WanTransformer3DModel, folder: str | Path) -> None:
     Args:
         network: A network with a LoRA.
         folder: Made if missing.
+        values: What to write in place of the network's own values, under the names of
+            `trainable_parameters`; an earlier state of them, for instance.
 
     Raises:
         ValueError: If the network has no LoRA.
@@ -114,7 +131,7 @@ def save_lora(network: WanTransformer3DModel, folder: str | Path) -> None:
     }
     weights = {
         f"{PREFIX}{name}": value.detach().cpu().contiguous()
-        for name, value in get_peft_model_state_dict(network, adapter_name=ADAPTER).items()
+        for name, value in get_peft_model_state_dict(network, values, ADAPTER).items()
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,12 +197,31 @@ def _adapter(network: WanTransformer3DModel) -> LoraConfig | None:
     return configs.get(ADAPTER)
 
 
-def _inject(network: WanTransformer3DModel, config: LoraConfig, seed: int) -> None:
+def _inject(
+    network: WanTransformer3DModel, config: LoraConfig, seed: int, precision: Precision = "base"
+) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # the layers are born on the CPU
         network.add_adapter(config, ADAPTER)
     # Else in the base's dtype, in which small steps of an optimiser would be lost to rounding.
     cast_adapter_dtype(network, ADAPTER)
+    if precision == "base":
+        for layer in network.modules():
+            if isinstance(layer, LoraLayer):
+                layer.cast_input_dtype_enabled = False  # else peft turns inputs into float32
+                for matrices in (layer.lora_A, layer.lora_B):
+                    matrices[ADAPTER] = _Rounded(matrices[ADAPTER].weight)
+
+
+class _Rounded(nn.Linear):
+    """A float32 matrix that is multiplied in the precision of its input."""
+
+    def __init__(self, weight: Any) -> None:  # a parameter, to which peft gives no type
+        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        self.weight = weight
+
+    def forward(self, input: Tensor) -> Tensor:  # the word that torch uses
+        return linear(input, self.weight.to(input.dtype))
 
 
 def _check_targets(network: nn.Module, targets: Sequence[str]) -> None:

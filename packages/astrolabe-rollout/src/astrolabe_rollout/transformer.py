@@ -6,13 +6,14 @@ subclassed.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from astrolabe_rollout.attention import (
     CausalSelfAttention,
@@ -78,6 +79,22 @@ class CausalWan(nn.Module):
         for layer, block in enumerate(wan.blocks):
             block.attn1.set_processor(CausalSelfAttention(layer))
             block.attn2.set_processor(TextCrossAttention(layer, wan.rope))
+
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Let torch.compile compile the blocks at their first pass, once for all layers.
+
+        A LoRA may be added before or after, but the transformer must be sharded after.
+
+        Args:
+            backend: See ``torch.compile``.
+
+        Raises:
+            ValueError: If the transformer is sharded already.
+        """
+        network: Any = self.network
+        if isinstance(network, FSDPModule):
+            raise ValueError("the transformer is sharded already. Compile it before shard().")
+        network.compile_repeated_blocks(backend=backend)
 
     def new_cache(self, capacity: int | None = None) -> KVCache:
         """Return an empty cache; ``capacity`` in latent frames is needed for a global window."""
@@ -160,12 +177,12 @@ class CausalWan(nn.Module):
     def _run(self, latents: Tensor, timestep: Tensor, embeds: Tensor, plan: Plan) -> Tensor:
         network: Any = self.network  # its rotary module is ours
         network.rope.plan = plan
+        # Not `.to(weight)`: a sharded weight is a DTensor.
+        device, dtype = self._weight.device, self._weight.dtype
         output = network(
-            hidden_states=latents.flatten(0, 1)
-            .unsqueeze(2)
-            .to(self._weight),  # [B * f, C, 1, h, w]
-            timestep=timestep.flatten().to(self._weight.device),
-            encoder_hidden_states=embeds.to(self._weight),
+            hidden_states=latents.flatten(0, 1).unsqueeze(2).to(device, dtype),  # [B*f, C, 1, h, w]
+            timestep=timestep.flatten().to(device),
+            encoder_hidden_states=embeds.to(device, dtype),
             return_dict=False,
         )
         velocity: Tensor = output[0].squeeze(2).unflatten(0, latents.shape[:2])

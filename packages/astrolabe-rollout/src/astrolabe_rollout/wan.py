@@ -126,7 +126,7 @@ def load_wan(
     if attention:
         network.set_attention_backend(attention)
     if compile:
-        network.compile_repeated_blocks()  # type: ignore[no-untyped-call]
+        transformer.compile_blocks()
     return VideoModel(
         transformer,
         load_text_encoder(folder, DTYPES[dtype], _device(text_device) if text_device else where),
