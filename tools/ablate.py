@@ -67,7 +67,8 @@ def measure(folder: Path | None) -> dict[str, Any]:
     """
     import numpy as np
 
-    from astrolabe.compose import build_model, build_reward, build_term
+    from astrolabe.compose import build_model
+    from astrolabe.compose_rewards import build_reward, build_term
     from astrolabe.evaluate import make_suite
     from astrolabe.run_folder import RunFolder
     from astrolabe.sampling import evaluation_frames, load_trained, sampler

@@ -25,7 +25,7 @@ def judge(model) -> dict[str, list[list[float]]]:
     import torch
     from tensordict import TensorDict
 
-    from astrolabe.compose import build_reward
+    from astrolabe.compose_rewards import build_reward
     from astrolabe.load import load
     from astrolabe_rewards import PixelCheck
     from astrolabe_rollout.streaming import StreamingPolicy

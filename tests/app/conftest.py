@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -62,3 +66,22 @@ def trained(small, tmp_path_factory):
     ]
     assert session.start(load(["tiny"], [*small, *changes]), path) == 0
     return path
+
+
+@pytest.fixture
+def processes(tmp_path):
+    """Run a script in several processes that torchrun joins; return what the first one prints."""
+
+    def run(script, count, *arguments, **environment):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        done = subprocess.run(
+            [*command, f"--nproc-per-node={count}", str(script), *map(str, arguments)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout
+
+    return run

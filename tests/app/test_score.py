@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from astrolabe.cli import main
-from astrolabe.compose import build_reward
+from astrolabe.compose_rewards import build_reward
 from astrolabe.errors import ConfigError
 from astrolabe.load import load
 from astrolabe.reward_choice import choose_terms

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from astrolabe.compose import build_term
+from astrolabe.compose_rewards import build_term
 from astrolabe.config import RewardTerm
 from astrolabe.errors import ConfigError
 from astrolabe.serve import serve_rewards

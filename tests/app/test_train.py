@@ -18,7 +18,7 @@ def numbers(step):
     return {
         name: value
         for name, value in step.metrics.items()
-        if not name.startswith(("time/", "memory/", "overlap/", "cost/"))
+        if not name.startswith(("time/", "memory/", "overlap/", "cost/", "throughput/"))
     }
 
 

@@ -192,7 +192,7 @@ def test_a_part_of_a_video_can_be_asked_for(client, folder):
     [
         "",
         "config.json",
-        "checkpoints/step-000001/state.pt",
+        "checkpoints/step-000001/state.json",
         "samples/step-000002/index.json",
         "samples/step-000002/missing.mp4",
         "samples/step-000002/.0.mp4",

@@ -1,14 +1,19 @@
 """The command line. Torch is imported only inside commands, so that ``--help`` is quick."""
 
+import os
 from typing import NoReturn
 
 import typer
 
-from astrolabe import commands_about, commands_eval, commands_rewards, commands_run, commands_video
-from astrolabe.errors import ConfigError, InvariantError
-
-#: Modules whose errors are the user's to mend; others are bugs and keep their traceback.
-ERROR_MODULES = ("astrolabe_rollout.errors", "astrolabe_rewards.errors", "astrolabe_eval.errors")
+from astrolabe import (
+    commands_about,
+    commands_eval,
+    commands_plan,
+    commands_rewards,
+    commands_run,
+    commands_video,
+)
+from astrolabe.explain import explain
 
 app = typer.Typer(
     name="astrolabe",
@@ -22,7 +27,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (commands_run, commands_eval, commands_video, commands_rewards, commands_about):
+MODULES = (
+    commands_run,
+    commands_plan,
+    commands_eval,
+    commands_video,
+    commands_rewards,
+    commands_about,
+)
+for module in MODULES:
     app.add_typer(module.commands)
 
 
@@ -36,24 +49,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         message = explain(error)
         if message is None:
             raise
-        typer.echo(f"error: {message}", err=True)
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        who = f"rank {os.environ.get('RANK', '?')}: " if several else ""
+        typer.echo(f"{who}error: {message}", err=True)
         raise SystemExit(2) from error
     raise SystemExit(0)
-
-
-def explain(error: Exception) -> str | None:
-    """Return a mistake of the user in one line; None for what is a bug."""
-    if isinstance(error, OSError) and error.strerror:
-        import errno
-
-        ways_out = {
-            errno.ENOSPC: "Free some space, or choose another --out; what was saved is intact.",
-            errno.EROFS: "Choose another --out.",
-            errno.EACCES: "Choose another --out, or change the permissions.",
-        }
-        where = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror}{where}. {ways_out.get(error.errno or 0, 'Check the path.')}"
-    known = isinstance(error, (ConfigError, InvariantError, OSError)) or type(error) is LookupError
-    if not known and type(error).__module__ not in ERROR_MODULES:
-        return None
-    return " ".join(str(error.args[0] if error.args else error).split())

@@ -1,5 +1,6 @@
 """Commands about training runs."""
 
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,8 @@ commands = typer.Typer()
         "astrolabe train tiny --set train.steps=10 --set train.seed=1 --out runs/short",
         "astrolabe train tiny my_changes.toml --dry-run",
         "astrolabe train --resume runs/short",
+        "astrolabe train --resume runs/short --set train.steps=40 --force",
+        "torchrun --nproc-per-node 8 --max-restarts 10 -m astrolabe train RECIPE --out runs/long",
     )
 )
 def train(
@@ -33,37 +36,67 @@ def train(
         Path | None, typer.Option(help="Folder of the run; by default runs/RECIPE-TIME.")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with this run; no other setting.")
+        Path | None, typer.Option(metavar="RUN", help="Go on with this run, as it was started.")
     ] = None,
+    auto_resume: Annotated[
+        bool,
+        typer.Option("--auto-resume", help="Go on with --out if it is begun, for schedulers."),
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Go on with other settings where they are safe to change."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option(help="Print all settings and stop.")] = False,
 ) -> None:
     """Train a model: by default the embedded one, with the recipe `tiny`.
 
     The run folder gets all settings, the metrics of every step, checkpoints, sample videos and, at
     the end, `report.html` with the model before and after. Ctrl-C saves first.
+
+    Under torchrun the processes share the videos of each step, and train as one would. What
+    torchrun starts again goes on by itself. `astrolabe plan` says what fits into which GPU.
     """
-    from astrolabe.load import load, to_json
+    from astrolabe.load import changed, load, to_json
+    from astrolabe.run_folder import RunFolder
 
     if resume is not None:
-        if recipes or overrides or out or dry_run:
+        if out or auto_resume or dry_run:
             raise ConfigError(
-                "--resume takes no other setting: the run goes on as it was started. "
-                "Leave out the recipes, --set, --out and --dry-run."
+                "--resume goes on in the folder of the run. Leave out --out, --auto-resume and "
+                "--dry-run."
             )
-        typer.echo(f"Going on with {resume}")
+        wanted = None
+        if recipes:
+            wanted = load(recipes, overrides or [])
+        elif overrides:
+            wanted = changed(RunFolder.open(resume)[1], overrides)
+        _tell(f"Going on with {resume}")
         from astrolabe import session
 
-        raise typer.Exit(session.resume(resume))
+        raise typer.Exit(session.resume(resume, wanted, force=force))
     chosen = recipes or ["tiny"]
     run = load(chosen, overrides or [])
     if dry_run:
         typer.echo(to_json(run), nl=False)
         return
-    folder = out or Path("runs") / f"{Path(chosen[0]).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    typer.echo(f"Run folder: {folder}")
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if auto_resume and out is None:
+        raise ConfigError("--auto-resume needs the folder of the run. Name it with --out.")
+    # The processes of torchrun must agree on a name, and find it again after a restart.
+    shared = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    name = shared[:8] if shared and shared != "none" else f"{datetime.now():%Y%m%d-%H%M%S}"
+    folder = out or Path("runs") / f"{Path(chosen[0]).stem}-{name}"
+    _tell(f"Run folder: {folder}")
     from astrolabe import session
 
-    raise typer.Exit(session.start(run, folder))
+    again = auto_resume or restarted
+    raise typer.Exit(session.start(run, folder, again=again, force=force))
+
+
+def _tell(text: str) -> None:
+    """Print a line, once for all processes."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(text)
 
 
 @commands.command(

@@ -1,31 +1,43 @@
-"""A run's settings to its parts: the only module where the four packages meet."""
+"""A run's settings to its parts: where the four packages meet."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
-from torch import Tensor, nn
+from tensordict.nn import TensorDictModuleBase
+from torch import nn
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
 
 from astrolabe.alarm import HackingAlarm
-from astrolabe.config import Part, RewardTerm, Run
+from astrolabe.compose_rewards import (
+    REWARD,
+    SCORE,
+    TOTAL,
+    build_alarm,
+    build_disagreement,
+    build_reward,
+    judge,
+    weights,
+)
+from astrolabe.config import Part, Run
 from astrolabe.errors import ConfigError
+from astrolabe.gradients import Gradients
+from astrolabe.memory_retry import MicroBatch
+from astrolabe.parallel import shard_mesh, union_of_windows
 from astrolabe.prompts import prompt_list
 from astrolabe.registry import build
+from astrolabe.world import ALONE, World
 from astrolabe_objectives import (
     AdaptiveReferenceReset,
     GroupAdvantage,
     OldDecay,
-    RankDisagreement,
     ReferenceReset,
     Snapshots,
 )
 from astrolabe_rewards import CompositeReward, Monitors
-from astrolabe_rewards.whole_video import WholeVideo
 from astrolabe_rollout.denoiser import Denoiser
 from astrolabe_rollout.env import PromptEnv
 from astrolabe_rollout.group_streaming import GroupStreamingPolicy
@@ -33,18 +45,13 @@ from astrolabe_rollout.hub import locate
 from astrolabe_rollout.lora import add_lora, load_lora, trainable_parameters
 from astrolabe_rollout.model import VideoModel
 from astrolabe_rollout.prompts import GroupSampler
+from astrolabe_rollout.sharding import shard
 from astrolabe_rollout.streaming import StreamingPolicy
 from astrolabe_rollout.windows import WindowSchedule
 
 STEPS = ("steps", "latents")
-REWARD = ("next", "reward")
-SCORE = "score"
-TOTAL = "total"
 
 Policy: TypeAlias = StreamingPolicy | GroupStreamingPolicy
-
-#: Writes ``("score", name)`` into a batch.
-Scorer: TypeAlias = Callable[[TensorDictBase], TensorDictBase]
 
 
 class Objective(Protocol):
@@ -52,8 +59,14 @@ class Objective(Protocol):
 
     in_keys: list[NestedKey]
     """Entries of the batch that it reads; all others stay out of the buffer."""
+    optional_keys: list[NestedKey]
+    """Entries that it reads where they are: the seeds of the noise."""
+    out_keys: list[str]
+    """Losses and metrics, means over the batch or over what of it they are about."""
     sigmas: tuple[float, ...]
     """Noise levels at which it trains."""
+    whole: bool
+    """Whether `noise` must see a whole minibatch; else each process noises its own part."""
 
     def seed(self, seed: int) -> None:
         """Restart its random numbers."""
@@ -69,6 +82,7 @@ class Objective(Protocol):
 class Parts:
     """Everything that takes part in a run."""
 
+    world: World
     model: VideoModel
     env: PromptEnv
     policy: Policy
@@ -86,11 +100,17 @@ class Parts:
     snapshots: Snapshots
     parameters: dict[str, nn.Parameter]
     """What is trained, by name: the adapter."""
+    gradients: Gradients
+    micro_batch: MicroBatch
     optimizer: torch.optim.Optimizer
 
 
-def compose(run: Run) -> Parts:
+def compose(run: Run, world: World = ALONE) -> Parts:
     """Build the parts of a run; nothing is sampled yet.
+
+    Args:
+        run: The settings.
+        world: The processes that share it.
 
     Raises:
         ConfigError: If a part refuses its options, or the frames are no whole number of chunks.
@@ -103,18 +123,29 @@ def compose(run: Run) -> Parts:
     model = build_model(run.model)
     check_frames(model, run.rollout.num_frames, "rollout.num_frames")
     network = model.transformer.network
-    add_lora(network, rank=run.lora.rank, alpha=run.lora.alpha, seed=run.train.seed)
+    add_lora(
+        network,
+        rank=run.lora.rank,
+        alpha=run.lora.alpha,
+        seed=run.train.seed,
+        precision=run.lora.precision,
+    )
     if run.lora.start:
         load_lora(network, locate(run.lora.start, "LoRA", "lora.start"))
     if run.train.gradient_checkpointing:
         network.enable_gradient_checkpointing()
+    sharded = world.size > 1 and run.distributed.base == "sharded"
+    if sharded:
+        mesh = shard_mesh(run.distributed, world)
+        shard(model, mesh, lora=run.distributed.lora == "sharded")
     parameters = trainable_parameters(network)
-    snapshots = build_snapshots(run, parameters)
+    snapshots = build_snapshots(run, network)
     denoiser = Denoiser(
         model,
         num_frames=run.rollout.num_frames,
         context=run.train.context,
         mask=run.train.mask,
+        agree=union_of_windows(world) if sharded else None,
     )
     loss: Objective = build(
         "objectives",
@@ -125,11 +156,24 @@ def compose(run: Run) -> Parts:
         noise_levels(run, model),
         where="objective",
     )
+    if sharded and loss.whole:
+        raise ConfigError(
+            f"distributed.base is 'sharded', but the objective {run.objective.name!r} gives each "
+            "process another number of passes. Set distributed.base to 'replicated'."
+        )
+    if sharded and run.rollout.scene_windows and model.switch.startswith("recache"):
+        raise ConfigError(
+            f"distributed.base is 'sharded', but the model's switch is {model.switch!r}: where a "
+            "prompt changes, it makes a pass that other processes do not. Set model.options.switch "
+            "to 'keep' or 'flush', or distributed.base to 'replicated'."
+        )
     schedule = window_schedule(run)
     policy = build_policy(run, model, reward, record=STEPS in loss.in_keys)
     shuffle = torch.Generator()
     windows = run.rollout.num_prompts * run.rollout.group_size * run.rollout.windows
+    share = windows // world.size
     return Parts(
+        world=world,
         model=model,
         env=PromptEnv(
             GroupSampler(
@@ -137,6 +181,8 @@ def compose(run: Run) -> Parts:
                 num_prompts=run.rollout.num_prompts,
                 group_size=run.rollout.group_size,
                 seed=run.train.seed,
+                rank=world.rank,
+                world_size=world.size,
                 batch_size=run.rollout.batch_size or None,
             ),
             model,
@@ -157,15 +203,16 @@ def compose(run: Run) -> Parts:
         ),
         disagreement=build_disagreement(run),
         buffer=TensorDictReplayBuffer(
-            storage=LazyTensorStorage(windows),
-            sampler=SamplerWithoutReplacement(),
-            batch_size=windows // run.train.updates,
-            generator=shuffle,
+            storage=LazyTensorStorage(share),
+            sampler=SamplerWithoutReplacement(shuffle=False),  # `train.shuffle` did it
+            batch_size=share // run.train.updates,
         ),
         shuffle=shuffle,
         loss=loss,
         snapshots=snapshots,
         parameters=parameters,
+        gradients=Gradients(parameters, world),
+        micro_batch=MicroBatch(run.train.micro_batch),
         optimizer=torch.optim.AdamW(
             parameters.values(),
             lr=run.train.lr,
@@ -223,44 +270,13 @@ def build_policy(run: Run, model: VideoModel, reward: CompositeReward, *, record
     )
 
 
-def judge(reward: CompositeReward, batch: TensorDictBase) -> Tensor:
-    """Score the candidates of a window, to commit the best of each group."""
-    reward.eval()  # running statistics count each video once, when its batch is combined
-    total: Tensor = reward(batch.copy())[REWARD].flatten()
-    reward.train()
-    return total
-
-
 def build_model(part: Part) -> VideoModel:
     """Make the model that a run names."""
     model: VideoModel = build("models", part.name, part.options, where="model")
     return model
 
 
-def build_reward(run: Run, *, grouped: bool = True) -> CompositeReward:
-    """Make the weighted sum of the rewards; terms of weight 0 are scored and not summed.
-
-    If batches are not ``grouped``, as in a report, fixed units stand in for normalised groups.
-    """
-    normalise = run.composite.normalise
-    if normalise == "group" and not grouped:
-        normalise = "fixed"
-    fixed = {name: (term.mean, term.std) for name, term in run.rewards.items()}
-    return CompositeReward(
-        {name: (build_term(name, term), term.weight) for name, term in run.rewards.items()},
-        normalise=normalise,
-        statistics=fixed if normalise == "fixed" else None,
-        on_error=run.composite.on_error,
-    )
-
-
-def build_term(name: str, term: RewardTerm, table: str = "rewards") -> Scorer:
-    """Make one reward of a table of settings."""
-    scorer: Scorer = build("rewards", term.name or name, term.options, where=f"{table}.{name}")
-    return WholeVideo(scorer, name) if term.scope == "video" else scorer
-
-
-def build_snapshots(run: Run, parameters: Mapping[str, nn.Parameter]) -> Snapshots:
+def build_snapshots(run: Run, network: nn.Module) -> Snapshots:
     """Make the copies "old" and "reference" of what is trained."""
     settings = run.snapshots
     # TOML has no null, so 0 stands for "never".
@@ -269,7 +285,7 @@ def build_snapshots(run: Run, parameters: Mapping[str, nn.Parameter]) -> Snapsho
     if settings.reference_adaptive:
         reset = AdaptiveReferenceReset(settings.reference_max_kl, settings.reference_max_epochs)
     return Snapshots(
-        parameters,
+        network,
         "old",
         "reference",
         old_decay=OldDecay(
@@ -281,49 +297,6 @@ def build_snapshots(run: Run, parameters: Mapping[str, nn.Parameter]) -> Snapsho
         ),
         reference_reset=reset,
     )
-
-
-def build_disagreement(run: Run) -> TensorDictModuleBase:
-    """Make the selector of the samples on which the KL penalty acts."""
-    settings = run.disagreement
-    others = [
-        name for name, term in run.rewards.items() if term.weight and name != settings.primary
-    ]
-    select = RankDisagreement(
-        settings.primary,
-        others,
-        mode=settings.mode,
-        rank_scope=settings.rank_scope,
-        sign=settings.sign,
-    )
-    if settings.primary != TOTAL:
-        return select
-    # The selector compares scores; the weighted sum joins them under its own name.
-    total = TensorDictModule(Tensor.clone, in_keys=[REWARD], out_keys=[(SCORE, TOTAL)])
-    return TensorDictSequential(total, select)
-
-
-def build_alarm(run: Run, loss: Objective) -> HackingAlarm:
-    """Make the alarm that compares what is trained with what is only watched."""
-    alone, primary = run.advantage.reward, run.disagreement.primary
-    fixed = {name: term.std for name, term in run.rewards.items()}
-    units = {"none": dict.fromkeys(fixed, 1.0), "fixed": fixed, "running": {}, "group": {}}
-    return HackingAlarm(
-        run.guard,
-        trained=weights(run) if alone == TOTAL else {alone: 1.0},
-        held_out=[
-            name
-            for name, term in run.rewards.items()
-            if not term.weight and name not in (alone, primary)
-        ],
-        units=units[run.composite.normalise],
-        loss=loss,
-    )
-
-
-def weights(run: Run) -> dict[str, float]:
-    """Weights of the rewards that count."""
-    return {name: term.weight for name, term in run.rewards.items() if term.weight}
 
 
 def objective_options(run: Run) -> dict[str, Any]:

@@ -15,6 +15,7 @@ __all__ = [
     "Advantage",
     "Composite",
     "Disagreement",
+    "Distributed",
     "Evaluation",
     "Guard",
     "Logging",
@@ -46,6 +47,8 @@ class Lora:
     """Rank of the two factors, at least 1."""
     alpha: int = 256
     """The adapter is scaled by ``alpha / rank``."""
+    precision: Literal["base", "float32"] = "base"
+    """In which the adapter is multiplied; its weights, gradients and optimiser stay float32."""
     start: str = ""
     """An adapter of this rank and alpha to go on from, by path or hub id: a folder of
     peft or a file such as LongLive's ``lora.pt``; empty: start from none."""
@@ -199,6 +202,28 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Distributed:
+    """How the processes of torchrun share a run; no result depends on it."""
+
+    base: Literal["replicated", "sharded"] = "replicated"
+    """Whether each process holds the frozen weights whole (DDP), or a part of them (FSDP2)."""
+    lora: Literal["replicated", "sharded"] = "replicated"
+    """The same of adapter, optimiser and snapshots; sharded only with a sharded base."""
+    shard_ranks: int = 0
+    """Processes that share one copy of a sharded base; it divides their number. 0: all."""
+    timeout: float = 1800.0
+    """Seconds without progress after which a process counts as hung and the run ends."""
+
+    def __post_init__(self) -> None:
+        at_least("shard_ranks", self.shard_ranks, 0)
+        above_zero("timeout", self.timeout)
+        if self.lora == "sharded" and self.base == "replicated":
+            raise ValueError(
+                "lora is 'sharded' but base is 'replicated'. Set distributed.base to 'sharded' too."
+            )
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The report before and after, on prompts that are not trained on."""
 
@@ -248,6 +273,8 @@ class Logging:
     """Steps between checkpoints; there is always one at the end."""
     keep: int = 2
     """Newest checkpoints to keep."""
+    keep_best: int = 0
+    """Checkpoints to keep besides: those after the steps of the highest total reward."""
     samples_every: int = 10
     """Steps between sample videos; 0: none."""
     samples: int = 4
@@ -258,6 +285,7 @@ class Logging:
     def __post_init__(self) -> None:
         at_least("checkpoint_every", self.checkpoint_every, 1)
         at_least("keep", self.keep, 1)
+        at_least("keep_best", self.keep_best, 0)
         at_least("samples_every", self.samples_every, 0)
         at_least("samples", self.samples, 1)
 
@@ -280,6 +308,7 @@ class Run:
     snapshots: Snapshots = field(default_factory=Snapshots)
     train: Train = field(default_factory=Train)
     guard: Guard = field(default_factory=Guard)
+    distributed: Distributed = field(default_factory=Distributed)
     evaluation: Evaluation = field(default_factory=Evaluation)
     logging: Logging = field(default_factory=Logging)
 

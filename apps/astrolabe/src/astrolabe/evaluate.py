@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from astrolabe import checkpoint
-from astrolabe.compose import Scorer, build_model, build_reward, build_term, check_frames
+from astrolabe.checkpoint_files import LORA, digest_of
+from astrolabe.compose import build_model, check_frames
+from astrolabe.compose_rewards import Scorer, build_reward, build_term
 from astrolabe.config import Run
 from astrolabe.errors import ConfigError
 from astrolabe.load import to_json
 from astrolabe.prompts import prompt_list
-from astrolabe.run_folder import LORA, RunFolder, digest_of
+from astrolabe.run_folder import RunFolder
 from astrolabe.sampling import (
     evaluation_frames,
     one_by_one,

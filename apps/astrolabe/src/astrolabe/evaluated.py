@@ -9,7 +9,7 @@ from typing import Any
 
 from tensordict import TensorDict
 
-from astrolabe.compose import build_term
+from astrolabe.compose_rewards import build_term
 from astrolabe.config import RewardTerm
 from astrolabe.errors import ConfigError
 from astrolabe_eval import (

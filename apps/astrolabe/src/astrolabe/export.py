@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from astrolabe.checkpoint_files import LORA
 from astrolabe.compose import build_model
 from astrolabe.errors import ConfigError
-from astrolabe.run_folder import LORA, RunFolder
+from astrolabe.run_folder import RunFolder
 from astrolabe.sampling import load_trained
 from astrolabe_rollout.checkpoints import (
     infer_config,

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from astrolabe import generate
+from astrolabe.checkpoint_files import LORA
 from astrolabe.compose import build_model
 from astrolabe.config import Part
 from astrolabe.errors import ConfigError
@@ -23,7 +24,7 @@ from astrolabe.jobs import (
     share_of_work,
     switches_to_parts,
 )
-from astrolabe.run_folder import LORA, RunFolder
+from astrolabe.run_folder import RunFolder
 from astrolabe.sampling import load_trained
 from astrolabe_rollout.model import VideoModel
 from astrolabe_rollout.prompts import read_prompts

@@ -9,6 +9,7 @@ from astrolabe.errors import InvariantError
 from astrolabe.run_folder import RunFolder
 from astrolabe.train import Step
 from astrolabe.view import View
+from astrolabe.world import ALONE, World
 from astrolabe_eval.files import write_atomic
 
 
@@ -19,13 +20,14 @@ class StepGuard:
         folder: Of the run; batches are kept in ``skipped/``.
         run: The settings.
         view: Is told.
+        world: The processes; each keeps its own part of a batch.
 
     Attributes:
         stop: Whether the alarm ends the run.
     """
 
-    def __init__(self, folder: RunFolder, run: Run, view: View) -> None:
-        self.folder, self.run, self.view = folder, run, view
+    def __init__(self, folder: RunFolder, run: Run, view: View, world: World = ALONE) -> None:
+        self.folder, self.run, self.view, self.world = folder, run, view, world
         self.stop = False
         self._in_a_row = 0
         self._dull_told = False
@@ -61,7 +63,8 @@ class StepGuard:
             )
 
     def _keep(self, step: int, index: int, batch: TensorDictBase) -> None:
-        path = self.folder.skipped / f"step-{step:06d}-{index}.safetensors"
+        whose = f"-rank-{self.world.rank}" if self.world.size > 1 else ""
+        path = self.folder.skipped / f"step-{step:06d}-{index}{whose}.safetensors"
         entries = {
             key if isinstance(key, str) else ".".join(key): value.contiguous().cpu()
             for key, value in batch.items(include_nested=True, leaves_only=True)

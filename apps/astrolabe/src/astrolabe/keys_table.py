@@ -1,4 +1,4 @@
-"""The contract between the packages as one table, made from their four ``keys.py``."""
+"""The contract between the packages as one table, made from their ``keys.py``."""
 
 from astrolabe_eval import keys as eval_keys
 from astrolabe_objectives import keys as objectives_keys
@@ -19,6 +19,9 @@ PACKAGES: dict[str, tuple[dict[Key, str], dict[Key, str]]] = {
         ("eval", eval_keys),
     )
 }
+_SEED = objectives_keys.NOISE_SEED
+#: What the training loop itself writes.
+PACKAGES["app"] = ({}, {_SEED: objectives_keys.READS[_SEED]})
 
 
 def table() -> str:

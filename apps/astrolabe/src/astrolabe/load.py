@@ -67,6 +67,19 @@ def load(recipes: Sequence[str], overrides: Sequence[str] = ()) -> Run:
     return _check(table, origins, " + ".join(f"{recipe!r}" for recipe in recipes) or "defaults")
 
 
+def changed(run: Run, overrides: Sequence[str]) -> Run:
+    """Return a run with some settings changed, each as ``"a.b=value"``.
+
+    Raises:
+        ConfigError: As `load`.
+    """
+    table = asdict(run)
+    origins: dict[str, str] = {}
+    for text in overrides:
+        _merge(table, _override(text), f"--set {text}", origins)
+    return _check(table, origins, "the run")
+
+
 def read_recipe(name: str) -> str:
     """Return the text of a packaged recipe or of a ``.toml`` file.
 

@@ -1,39 +1,32 @@
 """The folder of a run: what is in it, how it comes to be, and how it is found again.
 
-    config.json                 every setting
-    metrics.jsonl               one line per step
-    samples/step-000010/*.mp4   videos of that step: best and worst of some groups
-    samples/step-000010/index.json   their prompts, rewards and ranks
-    skipped/step-000010-0.safetensors   a batch whose loss or gradient was not finite
-    checkpoints/step-000010/    lora/ (peft), state.pt, manifest.json
-    evaluation/PROMPTS-DIGEST/  before/, step-000010/: videos and scores of an evaluation
-    speed.json, speed.md        what tuning costs in speed
-    report.html, report.json, report.csv, report.md, report.tex   the comparison
+config.json                 every setting
+metrics.jsonl               one line per step
+samples/step-000010/*.mp4   videos of that step: best and worst of some groups
+samples/step-000010/index.json   their prompts, rewards and ranks
+skipped/step-000010-0.safetensors   a batch whose loss or gradient was not finite
+checkpoints/step-000010/    lora/ (peft), tensors/, state.json, manifest.json
+checkpoints/damaged-step-000020/   one that was no longer what was saved
+evaluation/PROMPTS-DIGEST/  before/, step-000010/: videos and scores of an evaluation
+speed.json, speed.md        what tuning costs in speed
+report.html, report.json, report.csv, report.md, report.tex   the comparison
 
-A checkpoint is written under another name and renamed when it is complete, and its manifest holds
-the size and digest of each file: what is under ``checkpoints/step-*`` is whole, or it is refused.
+What is under ``checkpoints/step-*`` is whole, or it is refused (`astrolabe.checkpoint_files`).
 """
 
 import errno
-import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-import torch
-
+from astrolabe.checkpoint_files import damage, name_of, remove, reward_of, step_of
 from astrolabe.config import Run
 from astrolabe.load import from_json, to_json
+from astrolabe.run_lock import RunLock
 from astrolabe_eval.files import write_atomic
 from astrolabe_rollout.errors import CheckpointError
-
-MANIFEST = "manifest.json"
-STATE = "state.pt"
-LORA = "lora"
 
 
 class RunFolder:
@@ -61,7 +54,7 @@ class RunFolder:
             OSError: If it cannot be written.
         """
         folder = cls(path)
-        if folder.path.is_file() or (folder.path.is_dir() and any(folder.path.iterdir())):
+        if folder.path.is_file() or (folder.path.is_dir() and folder._something_inside()):
             raise FileExistsError(
                 f"{str(path)!r} exists and is not empty. "
                 f"Go on with it by `astrolabe train --resume {path}`, or choose another --out."
@@ -92,10 +85,13 @@ class RunFolder:
     def check_space(self, needed: int) -> None:
         """Refuse to start on a disk that cannot hold ``needed`` bytes.
 
+        Checkpoints that are there already count as free, as new ones will take their place.
+
         Raises:
             OSError: With ``ENOSPC``.
         """
-        free = shutil.disk_usage(self.path).free
+        held = [file for path in self.all_checkpoints() for file in path.rglob("*")]
+        free = shutil.disk_usage(self.path).free + sum(file.stat().st_size for file in held)
         if free < needed:
             raise OSError(
                 errno.ENOSPC,
@@ -103,48 +99,10 @@ class RunFolder:
                 str(self.path),
             )
 
-    def save(
-        self,
-        step: int,
-        state: dict[str, Any],  # Any: nested dicts of tensors, numbers and texts
-        write_lora: Callable[[Path], None],
-        keep: int,
-    ) -> Path:
-        """Write the checkpoint of a finished step, then remove all but the newest ``keep``.
-
-        Args:
-            step: Steps that are finished.
-            state: Everything needed to go on besides the adapter that is published.
-            write_lora: Writes the adapter into the folder it is given.
-            keep: Checkpoints that stay, at least 1.
-
-        Returns:
-            The folder of the checkpoint.
-
-        Raises:
-            OSError: If it cannot be written; older checkpoints are untouched then.
-        """
-        final = self.checkpoints / f"step-{step:06d}"
-        part = self.checkpoints / f".step-{step:06d}.part"
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        try:
-            write_lora(part / LORA)
-            _write_state(part / STATE, state)
-            manifest = {"astrolabe": version("astrolabe"), "step": step, "files": _digests(part)}
-            write_atomic(part / MANIFEST, json.dumps(manifest, indent=2).encode())
-            if final.exists():
-                shutil.rmtree(final)
-            part.rename(final)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-        for old in self.all_checkpoints()[:-keep]:
-            shutil.rmtree(old)
-        return final
-
     def all_checkpoints(self) -> list[Path]:
-        """Folders of the checkpoints, oldest first."""
-        return sorted(self.checkpoints.glob("step-*"))
+        """Folders of the checkpoints, oldest first; not those that were put aside as damaged."""
+        found = self.checkpoints.glob("step-*")
+        return sorted((path for path in found if path.name[5:].isdecimal()), key=step_of)
 
     def newest(self) -> Path | None:
         """Folder of the newest checkpoint, verified; None if there is none yet.
@@ -152,11 +110,11 @@ class RunFolder:
         Raises:
             CheckpointError: If it is damaged or foreign.
         """
-        found = self.all_checkpoints()
-        if not found:
+        there = self.all_checkpoints()
+        if not there:
             return None
-        _verify(found[-1], found[:-1])
-        return found[-1]
+        self._verify(there[-1])
+        return there[-1]
 
     def find(self, steps: Sequence[int] = ()) -> list[Path]:
         """Folders of the checkpoints after these steps, verified; of the newest without steps.
@@ -165,7 +123,7 @@ class RunFolder:
             CheckpointError: If there is none, or it is damaged or foreign.
         """
         there = self.all_checkpoints()
-        wanted = [self.checkpoints / f"step-{step:06d}" for step in steps] or there[-1:]
+        wanted = [self.checkpoints / name_of(step) for step in steps] or there[-1:]
         for path in wanted:
             if path not in there:
                 raise CheckpointError(
@@ -173,13 +131,36 @@ class RunFolder:
                     f"{', '.join(found.name for found in there) or 'none'}. More are kept with "
                     "--set logging.keep=N."
                 )
-            _verify(path, there[: there.index(path)])
+            self._verify(path)
         if not wanted:
             raise CheckpointError(
                 f"{str(self.path)!r} has no checkpoint yet. "
                 f"Train on with: astrolabe train --resume {self.path}"
             )
         return wanted
+
+    def rotate(self, keep: int, best: int) -> None:
+        """Remove all checkpoints but the newest and the best.
+
+        Args:
+            keep: Newest ones that stay, at least 1.
+            best: How many of the highest mean reward stay too, whether they are new or not.
+        """
+        there = self.all_checkpoints()
+        rewards = {path: reward_of(path) for path in there}
+        known = [(reward, path) for path, reward in rewards.items() if reward is not None]
+        stay = {*there[-keep:], *(path for _, path in sorted(known, reverse=True)[:best])}
+        for path in there:
+            if path not in stay:
+                remove(path)
+
+    def put_aside(self, checkpoint: Path) -> Path:
+        """Give a damaged checkpoint a name by which it is not one; return where it is then."""
+        number, place = 1, checkpoint.with_name(f"damaged-{checkpoint.name}")
+        while place.exists():
+            number += 1
+            place = checkpoint.with_name(f"damaged-{checkpoint.name}-{number}")
+        return checkpoint.rename(place)
 
     def trim_metrics(self, step: int) -> None:
         """Drop the lines of steps after ``step`` and a last line that was cut off."""
@@ -196,85 +177,14 @@ class RunFolder:
             kept.append(line)
         write_atomic(self.metrics, b"".join(kept))
 
+    def _something_inside(self) -> bool:
+        # The lock of a run that ended before it began to write, or that is about to.
+        return any(path != RunLock.path_of(self.path) for path in self.path.iterdir())
 
-def digest_of(checkpoint: Path) -> str:
-    """Return a digest of the adapter that a verified checkpoint publishes."""
-    files = json.loads((checkpoint / MANIFEST).read_text("utf-8"))["files"]
-    parts = [entry["sha256"] for name, entry in sorted(files.items()) if name.startswith(LORA)]
-    return hashlib.sha256("".join(parts).encode()).hexdigest()
-
-
-def read_state(checkpoint: Path) -> dict[str, Any]:  # Any: see `RunFolder.save`
-    """Read what `RunFolder.save` was given, without running any code from the file.
-
-    Raises:
-        CheckpointError: If the file is no such state.
-    """
-    try:
-        state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{str(checkpoint)!r} has no {STATE}. {_WAY_OUT}") from None
-    except Exception as error:  # torch raises many kinds for bytes that are not its own
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(
-            f"{str(checkpoint / STATE)!r} is no state of a run ({reason}). {_WAY_OUT}"
-        ) from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{str(checkpoint / STATE)!r} is no state of a run. {_WAY_OUT}")
-    return state
-
-
-_WAY_OUT = "Remove that checkpoint folder and resume from an older one, or start a new run."
-
-
-def _write_state(path: Path, state: dict[str, Any]) -> None:  # Any: see `RunFolder.save`
-    with path.open("wb") as file:
-        try:
-            torch.save(state, file)
-        except RuntimeError as error:
-            # torch's zip writer hides the disk's own error behind a RuntimeError.
-            raise OSError(errno.ENOSPC, "the checkpoint could not be written", str(path)) from error
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _digests(folder: Path) -> dict[str, dict[str, int | str]]:
-    """Size and SHA-256 of every file below a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _digest(path)}
-        for path in files
-    }
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _verify(checkpoint: Path, older: list[Path]) -> None:
-    """Refuse a checkpoint that is not exactly what was saved."""
-    rest = f"the run then goes on from {older[-1].name}" if older else "the run then starts anew"
-    way_out = f"Remove that folder ({rest})."
-    try:
-        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
-        expected = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"the checkpoint {str(checkpoint)!r} has no readable {MANIFEST}, so it is not "
-            f"one of astrolabe's or it is incomplete. {way_out}"
-        ) from error
-    for name, (size, digest) in expected.items():
-        path = checkpoint / name
-        found = path.stat().st_size if path.is_file() else None
-        if found is None:
-            problem = "is missing"
-        elif found != size:
-            problem = f"has {found} bytes and should have {size}"
-        elif _digest(path) != digest:
-            problem = "does not hold what was saved"
-        else:
-            continue
-        raise CheckpointError(
-            f"the checkpoint {str(checkpoint)!r} is damaged: {name} {problem}. {way_out}"
-        )
+    def _verify(self, checkpoint: Path) -> None:
+        problem = damage(checkpoint)
+        if problem is not None:
+            raise CheckpointError(
+                f"the checkpoint {str(checkpoint)!r} is damaged: {problem}. To go on from an older "
+                f"one: astrolabe train --resume {self.path}"
+            )

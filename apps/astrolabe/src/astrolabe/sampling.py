@@ -7,8 +7,9 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from astrolabe.checkpoint_files import LORA
 from astrolabe.config import Run
-from astrolabe.run_folder import LORA, RunFolder
+from astrolabe.run_folder import RunFolder
 from astrolabe_rollout.chunks import ChunkStream
 from astrolabe_rollout.errors import CheckpointError
 from astrolabe_rollout.lora import load_lora

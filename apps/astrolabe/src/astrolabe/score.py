@@ -13,7 +13,7 @@ import torch
 import typer
 from tensordict import TensorDict
 
-from astrolabe.compose import Scorer, build_term
+from astrolabe.compose_rewards import Scorer, build_term
 from astrolabe.errors import ConfigError
 from astrolabe.reward_choice import choose_terms
 from astrolabe.video_list import find_prompts, find_videos

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 
-from astrolabe.compose import build_term
+from astrolabe.compose_rewards import build_term
 from astrolabe.config import RewardTerm
 from astrolabe.errors import ConfigError
 from astrolabe_rewards.scoring_service import MIB, Limits

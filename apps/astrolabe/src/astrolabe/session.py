@@ -1,142 +1,251 @@
-"""One training run from its settings to its report: folders, checkpoints, signals, the screen."""
+"""One training run from its settings to its report: folders, checkpoints, signals, the screen.
+
+Every process of a run goes through here; the main one alone writes into the folder (but for logs
+and crash reports, where each writes its own) and speaks to the user.
+"""
 
 import json
 import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
 
-from astrolabe import checkpoint
+from astrolabe import checkpoint, crash
 from astrolabe.clock import Clock
 from astrolabe.compose import Parts, compose
 from astrolabe.config import Run
 from astrolabe.evaluate import evaluate
+from astrolabe.explain import explain
 from astrolabe.guard import StepGuard
+from astrolabe.launch_errors import check_world
+from astrolabe.rank_log import RankLog, log_to
+from astrolabe.recipe_changes import check_changes
 from astrolabe.run_folder import RunFolder
+from astrolabe.run_lock import RunLock
+from astrolabe.sameness import check_same
+from astrolabe.saving import Saver, space_needed
 from astrolabe.shown import describe
 from astrolabe.signals import interruptible
+from astrolabe.stragglers import SlowRank
 from astrolabe.tracking import Tracker
 from astrolabe.train import Step, train
 from astrolabe.view import View, make_view
+from astrolabe.watchdog import Watchdog
+from astrolabe.world import World
 from astrolabe_eval import write_mp4
 from astrolabe_eval.files import write_atomic
 
-MINIMUM_SPACE = 64 * 2**20
 INTERRUPTED = 130
 """Exit code of a program that ended by Ctrl-C."""
 
+#: Builds the parts of a run, and brings them to the state after some steps; returns both.
+Begin = Callable[[View], tuple[Parts, int]]
 
-def start(run: Run, out: str | Path) -> int:
+
+def start(run: Run, out: str | Path, *, again: bool = False, force: bool = False) -> int:
     """Begin a new run in a new folder.
+
+    Args:
+        run: The settings.
+        out: The folder.
+        again: Go on if the folder holds this run already, as after a restart by a scheduler.
+        force: Whether settings that are safe to change may then differ from those it began with.
 
     Returns:
         The exit code: 0, or 130 after an interruption.
 
     Raises:
         FileExistsError: If ``out`` is not empty.
+        ConfigError: If the processes do not fit together, or the settings those of the run.
         OSError: If it cannot be written, or the disk is too full.
     """
-    new = [path for path in (Path(out), *Path(out).parents) if not path.exists()]
-    folder = RunFolder.claim(out)
-    try:
-        parts = compose(run)
-        folder.check_space(space_needed(run, parts))
-    except BaseException:
-        # A refused run leaves no trace, so that the same command works once it is mended.
-        for path in new:
-            path.rmdir()
-        raise
-    folder.begin(run)
-    return _go(folder, run, parts, first=0)
+    folder = RunFolder(out)
+    with joined(run) as world:
+        if again and world.any(world.main and folder.config.exists()):
+            return _resume(folder, world, run, force)
+        new = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
+        world.lead(lambda: RunFolder.claim(out))
+
+        def begin(view: View) -> tuple[Parts, int]:
+            parts = _compose(run, world, folder)
+            world.lead(lambda: folder.begin(run))
+            return parts, 0
+
+        try:
+            return _go(folder, run, world, begin)
+        except BaseException:
+            if world.main and not folder.config.exists():
+                # A refused run leaves no trace, so that the same command works once it is mended.
+                with suppress(OSError):  # unless somebody else holds it, or put something there
+                    with RunLock(folder.path, lambda text: None):
+                        RunLock.path_of(folder.path).unlink()
+                    for path in new:
+                        path.rmdir()
+            raise
 
 
-def resume(path: str | Path) -> int:
-    """Go on with a run from its newest checkpoint, or from its start if there is none.
+def resume(path: str | Path, run: Run | None = None, *, force: bool = False) -> int:
+    """Go on with a run from its newest whole checkpoint, or from its start if there is none.
+
+    Args:
+        path: Its folder.
+        run: Settings to go on with; those that it began with if left out.
+        force: Whether settings that are safe to change may differ.
 
     Returns:
         The exit code: 0, or 130 after an interruption.
 
     Raises:
-        ConfigError: If ``path`` is no run folder.
-        CheckpointError: If the newest checkpoint is damaged or does not fit.
+        ConfigError: If ``path`` is no run folder, or ``run`` would make it another run.
+        CheckpointError: If no checkpoint is whole, or the newest does not fit.
         OSError: If the folder cannot be written.
     """
-    folder, run = RunFolder.open(path)
-    folder.newest()  # refuse a damaged checkpoint before anything is loaded
-    parts = compose(run)
-    folder.check_space(space_needed(run, parts))
-    first = checkpoint.restore(folder, parts)
-    folder.trim_metrics(first)
-    return _go(folder, run, parts, first)
+    folder, begun = RunFolder.open(path)
+    with joined(run or begun) as world:
+        return _resume(folder, world, run, force)
 
 
-def space_needed(run: Run, parts: Parts) -> int:
-    """Bytes that a run will write at most: checkpoints, and some for everything else."""
-    # The adapter as it is trained and as it is published, two snapshots, two moments of AdamW.
-    trained = sum(value.numel() * value.element_size() for value in parts.parameters.values())
-    return 6 * trained * (run.logging.keep + 1) + MINIMUM_SPACE
+def _resume(folder: RunFolder, world: World, wanted: Run | None, force: bool) -> int:
+    _, begun = RunFolder.open(folder.path)
+    run = wanted or begun
+    check_changes(begun, run, force=force)
+
+    def begin(view: View) -> tuple[Parts, int]:
+        parts = _compose(run, world, folder)
+        first, told = checkpoint.restore(folder, parts)
+        _say(view, [*told, f"Going on after step {first}."])
+
+        def tidy() -> None:
+            folder.begin(run)
+            folder.trim_metrics(first)
+
+        world.lead(tidy)
+        return parts, first
+
+    return _go(folder, run, world, begin)
 
 
-def _go(folder: RunFolder, run: Run, parts: Parts, first: int) -> int:
+@contextmanager
+def joined(run: Run) -> Iterator[World]:
+    """Join the other processes of a run, and leave them if all went well."""
+    world = World.start(run.distributed.timeout)
+    check_world(run, world.size)
+    yield world
+    # Not after an error: the others may be waiting for this process, until torchrun ends them.
+    world.end()
+
+
+def _compose(run: Run, world: World, folder: RunFolder) -> Parts:
+    """Build the parts, and see that all processes have the same and the disk has room."""
+    parts = compose(run, world)
+    check_same(world, run, parts)
+    world.lead(lambda: folder.check_space(space_needed(run, parts)))
+    return parts
+
+
+def _go(folder: RunFolder, run: Run, world: World, begin: Begin) -> int:
+    """Train, then write the report; what goes wrong unexpectedly leaves a crash report."""
     logging.getLogger("torchrl").setLevel(logging.WARNING)  # it tells of each storage it makes
-    view = make_view(run.train.steps, str(folder.path))
-    if not _train(folder, run, parts, first, view):
-        return INTERRUPTED
-    if run.evaluation.at_end:
+    view = make_view(run.train.steps, str(folder.path), speaks=world.main)
+    # torchrun takes any other code for a failure, and would start the run again.
+    interrupted = 0 if "TORCHELASTIC_RUN_ID" in os.environ else INTERRUPTED
+    with ExitStack() as stack:
+        world.lead(lambda: stack.enter_context(RunLock(folder.path, view.say)))
+        log = stack.enter_context(log_to(folder.path, world))
         try:
-            evaluate(folder, run, view.say)
+            if not _train(folder, run, world, view, log, begin):
+                return interrupted
+            if run.evaluation.at_end:
+                _report(folder, run, world, view)
         except KeyboardInterrupt:
             view.say(f"Trained, but without a report. Write it with: astrolabe eval {folder.path}")
-            return INTERRUPTED
+            return interrupted
+        except Exception as error:
+            if explain(error) is None:
+                where = crash.report(folder, run, error, world)
+                # Not through the view, which one process has alone.
+                sys.stderr.write(f"crash report: {where}\n")
+            raise
     return 0
 
 
-def _train(folder: RunFolder, run: Run, parts: Parts, first: int, view: View) -> bool:
+def _train(
+    folder: RunFolder, run: Run, world: World, view: View, log: RankLog, begin: Begin
+) -> bool:
     """Train to the last step or until the alarm ends it; False if somebody stopped it."""
-    if first == run.train.steps:
+    parts, first = begin(view)
+    if first >= run.train.steps:
         return True
-    saved = first
-    guard = StepGuard(folder, run, view)
-    try:
-        with (
-            view,
-            interruptible() as interrupted,
-            Tracker(folder, run.logging.backends) as tracker,
-        ):
-            for step in train(run, parts, Clock(view.phase), first):
+    saver = Saver(folder, parts, keep=run.logging.keep, best=run.logging.keep_best)
+    guard = StepGuard(folder, run, view, world)
+    slow = SlowRank(world)
+    watchdog = Watchdog(folder.path, world, run.distributed.timeout, log.watching(view.phase))
+    clock = Clock(watchdog.phase)
+    with ExitStack() as stack, suppress(KeyboardInterrupt):
+        stack.enter_context(view)
+        interrupted = stack.enter_context(interruptible(aloud=world.main))
+        tracker = stack.enter_context(Tracker(folder, run.logging.backends)) if world.main else None
+        stack.enter_context(watchdog)
+        for step in train(run, parts, clock, first):
+            if tracker is not None:
                 tracker.log(step.number, step.metrics)
                 view.step(step.number, step.metrics)
-                _keep_samples(folder, run, step)
-                guard(step)
-                last = step.number == run.train.steps or guard.stop
-                if last or interrupted or step.number % run.logging.checkpoint_every == 0:
-                    view.phase("save", 0.0)
-                    checkpoint.save(folder, parts, step.number, run.logging.keep)
-                    saved = step.number
-                if last and not interrupted:
-                    guard.end(step)
-                    return True
-                if interrupted:
-                    break
-    except KeyboardInterrupt:
-        pass
+                _keep_samples(folder, run, step, view)
+            guard(step)
+            log.step = step.number + 1
+            if hint := slow.watch(step.metrics):
+                view.say(hint)
+            leave = world.any(bool(interrupted))  # a signal may have come to some of them only
+            last = step.number == run.train.steps or guard.stop
+            with clock("save"):
+                _say(view, saver.settle())  # what the last step began: no more is ever lost
+                if last or leave or step.number % run.logging.checkpoint_every == 0:
+                    saver.save(step.number, step.metrics)
+                if last or leave:
+                    _say(view, saver.settle())
+            if last and not leave:
+                guard.end(step)
+                saver.check()
+                return True
+            if leave:
+                break
     view.say(
-        f"Stopped; saved after step {saved} of {run.train.steps}. "
+        f"Stopped; saved after step {saver.saved} of {run.train.steps}. "
         f"Go on with: astrolabe train --resume {folder.path}"
     )
     return False
 
 
-def _keep_samples(folder: RunFolder, run: Run, step: Step) -> None:
+def _report(folder: RunFolder, run: Run, world: World, view: View) -> None:
+    """Write the report; processes share its videos."""
+    done = evaluate(folder, run, view.say, share=(world.rank, world.size))
+    world.barrier()
+    if world.main and done is None:  # another one finished later
+        evaluate(folder, run, view.say)
+
+
+def _say(view: View, texts: list[str]) -> None:
+    for text in texts:
+        view.say(text)
+
+
+def _keep_samples(folder: RunFolder, run: Run, step: Step, view: View) -> None:
     """Write the step's videos that are to be shown, then ``index.json``, which describes them."""
     every = run.logging.samples_every
     if not every or (step.number % every and step.number != 1):
         return
     place = folder.samples / f"step-{step.number:06d}"
-    for index, video in enumerate(step.shown.unbind(0)):  # each [T]
-        pixels = torch.cat([window["video", "pixels"] for window in video.unbind(0)])
-        fps = float(video[0]["video", "fps"])
-        write_mp4(place / f"{index}.mp4", pixels.cpu().numpy(), fps, min_side=192)
-    videos = describe(step.batch, step.shown, list(run.rewards))
+    videos = describe(step.judged, step.shown, list(run.rewards))
     content = json.dumps({"step": step.number, "videos": videos}, indent=2)
-    write_atomic(place / "index.json", content.encode())
+    try:
+        for index, video in enumerate(step.shown.unbind(0)):  # each [T]
+            pixels = torch.cat([window["video", "pixels"] for window in video.unbind(0)])
+            fps = float(video[0]["video", "fps"])
+            write_mp4(place / f"{index}.mp4", pixels.cpu().numpy(), fps, min_side=192)
+        write_atomic(place / "index.json", content.encode())
+    except OSError as error:  # a full disk must not end a run of days
+        view.say(f"Step {step.number}: the sample videos cannot be written ({error.strerror}).")

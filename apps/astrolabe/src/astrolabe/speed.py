@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from astrolabe.checkpoint_files import LORA
 from astrolabe.clock import peak_memory
 from astrolabe.compose import build_model
 from astrolabe.generate import length
 from astrolabe.prompts import prompt_list
-from astrolabe.run_folder import LORA, RunFolder
+from astrolabe.run_folder import RunFolder
 from astrolabe.sampling import load_trained
 from astrolabe_eval.files import write_atomic
 from astrolabe_eval.throughput import Speed, Stream, Throughput, compare_in_turn, throughput_table

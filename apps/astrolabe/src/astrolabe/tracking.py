@@ -1,6 +1,7 @@
 """What is kept of every step: metrics.jsonl always, TorchRL loggers on request."""
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +13,13 @@ from torchrl.record.loggers import Logger, get_logger
 from astrolabe.errors import ConfigError
 from astrolabe.run_folder import RunFolder
 
+log = logging.getLogger(__name__)
+
 
 class Tracker:
     """Appends one line per step to ``metrics.jsonl``; a line is on the disk before the next step.
+
+    On a full disk lines wait until there is room.
 
     Args:
         folder: Of the run.
@@ -26,7 +31,9 @@ class Tracker:
 
     def __init__(self, folder: RunFolder, backends: Sequence[str] = ()) -> None:
         self._loggers = [_logger(name, folder.path) for name in backends]
-        self._file = folder.metrics.open("a", encoding="utf-8")
+        # Without a buffer, whose content could not be told from what is on the disk.
+        self._file = folder.metrics.open("ab", buffering=0)
+        self._waiting = b""
 
     def __enter__(self) -> Self:
         return self
@@ -43,8 +50,12 @@ class Tracker:
         """Keep the metrics of a finished step, numbered from 1."""
         # JSON has no NaN; null says that there was no number.
         numbers = {name: v if math.isfinite(v) else None for name, v in metrics.items()}
-        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
-        self._file.flush()
+        self._waiting += (json.dumps({"step": step, **numbers}) + "\n").encode()
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            log.warning("metrics.jsonl cannot be written (%s); its lines wait", error.strerror)
         for logger in self._loggers:
             for name, value in metrics.items():
                 logger.log_scalar(name, value, step=step)

@@ -1,16 +1,18 @@
 """The loop: sample, score, learn, and let the snapshots follow.
 
-Written to be read beside the paper's algorithm 1. Left out on purpose: everything that is not the
-algorithm (files, the screen, signals) is in `astrolabe.session`.
+Written to be read beside the paper's algorithm 1. Every process runs it on its share of the videos;
+what must be equal for all is computed by each from the gathered scores. Left out on purpose:
+everything that is not the algorithm (files, the screen, signals) is in `astrolabe.session`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 
 from astrolabe.clock import Clock
@@ -18,12 +20,25 @@ from astrolabe.collect import collect
 from astrolabe.compose import Parts
 from astrolabe.config import Run
 from astrolabe.invariants import check_batch, check_first_update, check_gradients
+from astrolabe.memory_retry import is_out_of_memory
 from astrolabe.monitors import monitor_metrics
+from astrolabe.stragglers import compared
 from astrolabe_objectives import group_statistics
+from astrolabe_objectives.keys import NOISE_SEED
 from astrolabe_rollout.collector import make_collector
 from astrolabe_rollout.prompts import noise_seed
 
 SELECTED = ("kl", "selected")
+
+#: A few numbers a window: what all processes know of each other's videos.
+JUDGED = (
+    "score",
+    "monitor",
+    ("prompt", "text"),
+    ("prompt", "group"),
+    ("prompt", "seed"),
+    ("window", "index"),
+)
 
 #: Names and values of what is logged for a step.
 Metrics = dict[str, float]
@@ -48,9 +63,11 @@ class Step:
     """Steps that are finished, from 1."""
     metrics: Metrics
     batch: TensorDictBase
-    """What was sampled, ``[N, T]`` windows with scores, without pixels."""
+    """What this process sampled, ``[n, T]`` windows with scores, without pixels."""
+    judged: TensorDictBase
+    """Scores, rewards and advantages of the ``[N, T]`` windows of all processes."""
     shown: TensorDictBase
-    """The best and the worst of some groups, with pixels."""
+    """The best and the worst of some groups of this process, with pixels."""
     alarm: str
     """What the alarm says; empty: nothing."""
     skipped: list[TensorDictBase]
@@ -76,19 +93,20 @@ def train(run: Run, parts: Parts, clock: Clock, first: int = 0) -> Iterator[Step
     )
     for step in range(first, run.train.steps):
         reseed(parts, run.train.seed, step)
-        # [N, T] windows, sampled by "old" and scored: + ("score", *)
+        # This process's [n, T] windows, sampled by "old" and scored: + ("score", *)
         batch, shown = collect(batches, parts, run, clock)
+        with clock("wait"):  # for the slowest process
+            judged = parts.world.gather(batch.select(*JUDGED))  # [N, T]
         with clock("score"):
-            parts.reward.combine(batch)  # + ("next", "reward")
-            parts.advantage(batch)  # + "advantage"
-            parts.disagreement(batch)  # + ("kl", "selected")
-            told = parts.alarm.watch(batch)
-            watched = monitor_metrics(batch, run.rewards) | parts.alarm.metrics()
+            parts.reward.combine(judged)  # + ("next", "reward")
+            parts.advantage(judged)  # + "advantage"
+            parts.disagreement(judged)  # + ("kl", "selected")
+            told = parts.alarm.watch(judged)
+            watched = monitor_metrics(judged, run.rewards) | parts.alarm.metrics()
         if step == first:
             check_batch(run, parts, batch)
         with clock("update"):
-            parts.buffer.empty()
-            parts.buffer.extend(batch.select(*parts.loss.in_keys).contiguous().reshape(-1))
+            shuffle(batch, judged, parts, run, step)
             updates: list[Metrics] = []
             skipped: list[TensorDictBase] = []
             for minibatch in parts.buffer:
@@ -102,37 +120,102 @@ def train(run: Run, parts: Parts, clock: Clock, first: int = 0) -> Iterator[Step
             losses = mean(updates)
             followed = parts.snapshots.advance(step, losses.get("kl", 0.0))
         watched["guard/skipped"] = float(len(skipped))
-        metrics = summarise(run, batch, losses) | watched | followed | clock.take()
-        yield Step(step + 1, metrics, batch, shown, told, skipped)
+        metrics = summarise(run, judged, losses) | watched | followed
+        metrics |= compared(parts.world, clock.take(), len(judged))
+        yield Step(step + 1, metrics, batch, judged, shown, told, skipped)
+
+
+def shuffle(
+    batch: TensorDictBase, judged: TensorDictBase, parts: Parts, run: Run, step: int
+) -> None:
+    """Fill the buffer with this process's part of each minibatch, in their order.
+
+    Minibatches are drawn from the windows of all processes. What a window is noised with follows
+    from a seed that goes with it, so that it learns the same wherever it goes.
+    """
+    windows, own = judged.numel(), len(batch)
+    numbers = range(step * windows, (step + 1) * windows)
+    # Of another run's seed, so that no window is trained with the noise that it was made from.
+    seeds = torch.tensor([noise_seed(run.train.seed + 2, number) for number in numbers])
+    judged[NOISE_SEED] = seeds.view(judged.batch_size)
+    start = parts.world.rank * own
+    batch.update(judged[start : start + own])
+    needed = [*parts.loss.in_keys, *parts.loss.optional_keys]
+    order = torch.randperm(windows, generator=parts.shuffle)
+    parts.buffer.empty()
+    parts.buffer.extend(
+        parts.world.exchange(
+            batch.select(*needed).contiguous().reshape(-1), order, run.train.updates
+        )
+    )
 
 
 def update(minibatch: TensorDictBase, parts: Parts, run: Run, clock: Clock) -> Metrics:
     """Take one optimiser step, unless a number is not `usable`; return losses and metrics.
 
-    Micro-batches add up to the gradient of the whole: random numbers are drawn before the batch is
-    split, and each loss weighs by its own share of the samples.
+    Micro-batches, and the parts of the processes, add up to the gradient of the whole: each loss
+    weighs by its share of the samples of all.
     """
+    world = parts.world
+    if parts.loss.whole:
+        minibatch = world.gather(minibatch)
     noised = parts.loss.noise(minibatch)
-    metrics: dict[str, Tensor | float] = {}
-    device = next(iter(parts.parameters.values())).device
-    for done, micro in enumerate(noised.split(run.train.micro_batch), start=1):
-        losses = {
-            name: value * share(name, micro, noised)
-            for name, value in parts.loss(micro.to(device)).items()
-        }
-        total = sum(value for name, value in losses.items() if name.startswith("loss_"))
-        total.backward()
-        for name, value in losses.items():
-            metrics[name] = metrics.get(name, 0.0) + value.detach()
-        clock.progress(done * run.train.micro_batch / len(noised))
-    check_gradients(parts)
+    whole = torch.tensor([len(noised), float(noised[SELECTED].sum())], dtype=torch.float64)
+    if not parts.loss.whole:
+        world.sum(whole)
+    while True:
+        micros = noised.split(parts.micro_batch.size)
+        if parts.loss.whole:
+            micros = micros[world.rank :: world.size]
+        try:
+            summed = learn(micros, whole, parts, clock)
+        except (RuntimeError, MemoryError) as error:
+            # Where all must run the same passes, one cannot go on by itself.
+            if parts.snapshots.sharded or not is_out_of_memory(error):
+                raise
+            parts.micro_batch.halve(error)
+        else:
+            break
+    parts.gradients.reduce()
+    measured = dict(zip(parts.loss.out_keys, world.sum(summed).tolist(), strict=True))
     norm = clip_grad_norm_(parts.parameters.values(), run.train.max_grad_norm)
-    measured = {name: float(value) for name, value in metrics.items()}
-    measured["gradient_norm"] = float(norm)
+    measured["gradient_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
     if usable(measured):
         parts.optimizer.step()
     parts.optimizer.zero_grad()
     return measured
+
+
+def learn(micros: Sequence[TensorDictBase], whole: Tensor, parts: Parts, clock: Clock) -> Tensor:
+    """Add up the gradients of micro-batches, and return their share of each loss and metric.
+
+    Args:
+        micros: This process's part of a minibatch.
+        whole: Samples of the minibatch, and those of them on which the KL penalty acts.
+        parts: Of the run.
+        clock: Is told how far it is.
+    """
+    device = next(iter(parts.parameters.values())).device
+    # On the device: a number is read only when all of them are added, as reading one waits for it.
+    summed = torch.zeros(len(parts.loss.out_keys), dtype=torch.float64, device=device)
+    parts.gradients.clear()
+    for done, micro in enumerate(micros, start=1):
+        losses = parts.loss(on_device(micro, device))
+        shares = {name: share(name, micro, whole) for name in parts.loss.out_keys}
+        total = sum(losses[name] * shares[name] for name in shares if name.startswith("loss_"))
+        total.backward()
+        check_gradients(parts)
+        parts.gradients.add()
+        summed += torch.stack([losses[name].detach().double() * shares[name] for name in shares])
+        clock.progress(done / len(micros))
+    return summed.cpu()
+
+
+def on_device(batch: TensorDictBase, device: torch.device) -> TensorDictBase:
+    """Copy a batch to a device; to a GPU from pinned memory, so that the copy waits for nothing."""
+    if device.type == "cuda":
+        return batch.pin_memory().to(device, non_blocking=True)
+    return batch.to(device)
 
 
 def usable(measured: Metrics) -> bool:
@@ -144,12 +227,13 @@ def usable(measured: Metrics) -> bool:
     )
 
 
-def share(name: str, micro: TensorDictBase, whole: TensorDictBase) -> float:
+def share(name: str, micro: TensorDictBase, whole: Tensor) -> float:
     """Share of a micro-batch in a loss or metric, which is a mean over what it is about."""
+    samples, selected = float(whole[0]), float(whole[1])
     if name not in ("loss_kl", "kl"):
-        return len(micro) / len(whole)
+        return len(micro) / samples
     # The KL term is a mean over the selected samples alone.
-    return float(micro[SELECTED].sum() / whole[SELECTED].sum().clamp(min=1))
+    return float(micro[SELECTED].sum()) / max(selected, 1.0)
 
 
 def reseed(parts: Parts, seed: int, step: int) -> None:

@@ -65,6 +65,16 @@ class View:
         self.say(f"step {number}/{self.steps}  {seconds:.1f} s  {rewards}  loss {loss:.4g}")
 
 
+class Silent(View):
+    """Shows nothing: of several processes one alone speaks."""
+
+    def say(self, text: str) -> None:
+        """Nothing to show."""
+
+    def step(self, number: int, metrics: dict[str, float]) -> None:
+        """Nothing to show."""
+
+
 class LiveView(View):
     """A table that changes in place: phases with time, reward curves, losses, memory.
 
@@ -175,9 +185,11 @@ class LiveView(View):
         )
 
 
-def make_view(steps: int, title: str) -> View:
+def make_view(steps: int, title: str, *, speaks: bool = True) -> View:
     """Return the view that fits where the output goes."""
     console = Console()
+    if not speaks:
+        return Silent(steps, console)
     return LiveView(steps, console, title) if console.is_terminal else View(steps, console)
 
 

@@ -1,0 +1,160 @@
+"""Which sizes of batches fit into a memory, and what to set if none does."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from astrolabe.config import Run
+from astrolabe.plan_memory import phases
+from astrolabe.plan_needs import Needs
+
+#: A rank below which an adapter is no longer made smaller.
+LEAST_RANK = 32
+
+Base = Literal["replicated", "sharded"]
+BASES: Final[tuple[Base, ...]] = ("replicated", "sharded")
+
+#: Values for ``--set`` that belong together.
+Change = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The largest batches that fit, with or without checkpointing and sharding; 0: none does."""
+
+    gradient_checkpointing: bool
+    base: Base
+    batch_size: int
+    micro_batch: int
+
+
+def fits(needs: Needs, usable: int) -> bool:
+    """Whether every phase fits into so many bytes."""
+    return all(phase.total <= usable for phase in phases(needs))
+
+
+def choices(needs: Needs, usable: int) -> list[Choice]:
+    """Find the largest batches with and without checkpointing, and sharding where there are GPUs.
+
+    First as many videos at a time as go, then as many windows beside them.
+    """
+    found = []
+    for checkpointing in (False, True):
+        for base in BASES[: 1 + (needs.gpus > 1)]:
+            run = _variant(needs.run, checkpointing, base)
+            found.append(Choice(checkpointing, base, *largest(needs.of(run), usable)))
+    return found
+
+
+def largest(needs: Needs, usable: int) -> tuple[int, int]:
+    """Find the largest ``rollout.batch_size`` that fits, and ``train.micro_batch`` beside it."""
+    share, group = needs.share, needs.run.rollout.group_size
+    batches = [n for n in range(1, share.videos + 1) if share.videos % n == 0]
+    if needs.run.rollout.shared:
+        batches = [n for n in batches if n % group == 0 or group % n == 0]
+    batch = _last(batches, lambda n: fits(needs.of(sized(needs.run, n, 1)), usable))
+    if not batch:
+        return 0, 0
+    sizes = range(1, share.windows // share.updates + 1)
+    return batch, _last(sizes, lambda n: fits(needs.of(sized(needs.run, batch, n)), usable))
+
+
+def sized(run: Run, batch: int, micro_batch: int) -> Run:
+    """The run with other batches."""
+    return replace(
+        run,
+        rollout=replace(run.rollout, batch_size=batch),
+        train=replace(run.train, micro_batch=micro_batch),
+    )
+
+
+def way_out(
+    needs: Needs, usable: int, changed: Callable[[Sequence[str]], Run]
+) -> tuple[list[str], bool]:
+    """Find what to set so that a run fits, the cheapest first.
+
+    Args:
+        needs: Of the run, which does not fit.
+        usable: Bytes.
+        changed: Returns the run with values set.
+
+    Returns:
+        Values for ``--set``, and whether they are enough.
+    """
+
+    def enough(taken: Sequence[Change]) -> bool:
+        return fits(needs.of(changed(_flat(taken))), usable)
+
+    taken: list[Change] = []
+    for change in _changes(needs):
+        taken = [*(one for one in taken if _keys(one) != _keys(change)), change]
+        if enough(taken):
+            break
+    else:
+        return _flat(taken), False
+    for change in reversed(taken):  # a later one may have made it needless
+        rest = [one for one in taken if one is not change]
+        if enough(rest):
+            taken = rest
+    return _enlarged(_flat(taken), needs.of(changed(_flat(taken))), usable), True
+
+
+def _enlarged(values: list[str], needs: Needs, usable: int) -> list[str]:
+    """Batches that were made as small as can be, as large as they fit."""
+    batch, micro_batch = largest(needs, usable)
+    sizes = {"rollout.batch_size": batch, "train.micro_batch": micro_batch}
+    return [
+        f"{name}={sizes.get(name, value)}" for name, value in (one.split("=", 1) for one in values)
+    ]
+
+
+def _changes(needs: Needs) -> Iterator[Change]:
+    """What saves memory, in the order in which it costs more."""
+    run, share = needs.run, needs.share
+    if not run.train.gradient_checkpointing:
+        yield ("train.gradient_checkpointing=true",)
+    if share.micro_batch > 1:
+        yield ("train.micro_batch=1",)
+    if share.batch > 1:
+        yield ("rollout.batch_size=1",)
+    if needs.model.kind == needs.model.text_kind == "cuda":
+        yield ("model.options.text_device=cpu",)
+    if needs.gpus > 1 and run.distributed.base == "replicated":
+        yield ("distributed.base=sharded",)
+    for name in dict.fromkeys(one.name for one in needs.rewards if one.question):
+        same = [
+            key for key, one in zip(run.rewards, needs.rewards, strict=True) if one.name == name
+        ]
+        held = run.rewards[same[0]].options.get("quantization")
+        for bits in {None: ("8bit", "4bit"), "8bit": ("4bit",)}.get(held, ()):
+            yield tuple(f"rewards.{key}.options.quantization={bits}" for key in same)
+    rank, alpha = run.lora.rank, run.lora.alpha
+    while rank // 2 >= LEAST_RANK and not run.lora.start:  # a given adapter has its own rank
+        rank, alpha = rank // 2, max(alpha // 2, 1)
+        yield f"lora.rank={rank}", f"lora.alpha={alpha}"
+
+
+def _variant(run: Run, checkpointing: bool, base: Base) -> Run:
+    lora = run.distributed.lora if base == "sharded" else "replicated"
+    return replace(
+        run,
+        train=replace(run.train, gradient_checkpointing=checkpointing),
+        distributed=replace(run.distributed, base=base, lora=lora),
+    )
+
+
+def _last(rising: Sequence[int], good: Callable[[int], bool]) -> int:
+    """The last of rising numbers that is good, 0 if none is; what is good is so with less."""
+    low, high = 0, len(rising)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if good(rising[middle]) else (low, middle)
+    return rising[low - 1] if low else 0
+
+
+def _keys(change: Change) -> list[str]:
+    return [value.partition("=")[0] for value in change]
+
+
+def _flat(taken: Sequence[Change]) -> list[str]:
+    return [value for change in taken for value in change]

@@ -1,0 +1,129 @@
+"""Where the memory of a step goes: what is there all the time, and what each phase adds."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from astrolabe.plan_needs import Needs
+
+GIB: Final = 2**30
+FLOAT: Final = 4
+DOUBLE: Final = 8
+#: CUDA's own memory and the libraries' workspaces, which torch's allocator does not see, and
+#: NCCL's buffers. Estimates.
+CUDA_CONTEXT: Final = int(0.7 * GIB)
+NCCL_BUFFERS: Final = int(0.5 * GIB)
+#: Blocks that FSDP has whole at a time: the one that runs, and the next.
+GATHERED_BLOCKS: Final = 2
+
+#: Bytes, by what holds them.
+Bytes = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase of a step on one process.
+
+    Attributes:
+        name: Of the phase.
+        parts: Bytes on the device that runs the model.
+    """
+
+    name: str
+    parts: Bytes
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return sum(self.parts.values())
+
+
+def phases(needs: Needs) -> list[Phase]:
+    """Return what each phase takes on one process."""
+    sampled, decoded, learned = needs.sampled(), needs.decoded(), needs.learned()
+    scoring = {"scoring": max((one.activations for one in needs.rewards), default=0)}
+    pixels = _pixels(needs)
+    kept = standing(needs) | {
+        "keys and values": int(sampled.held),
+        "features of the decoder": int(decoded.held),
+        "sampled windows": _windows(needs),
+    }
+    aside = {"live adapter, set aside": FLOAT * _trained(needs)}
+    beside = {"pixels being scored": pixels} | scoring if needs.overlapped else {}
+    making = kept | aside | beside | {"pixels": pixels}
+    found = {
+        "load": {name: size for name, size in standing(needs).items() if _at_start(name)},
+        "sample": making | {"activations": int(sampled.peak - sampled.held)},
+        "decode": making | {"activations": int(decoded.peak - decoded.held)},
+        "score": kept | scoring | {"pixels": pixels},
+        "update": kept
+        | {
+            "saved for backward": int(learned.saved),
+            "gradients, activations": int(learned.peak - learned.saved),
+        },
+        "save": kept | aside,
+    }
+    return [Phase(name, _some(parts)) for name, parts in found.items()]
+
+
+def standing(needs: Needs) -> Bytes:
+    """Return what is there all the time, from the first step on."""
+    sizes, model, ranks = needs.sizes, needs.model, needs.ranks
+    trained = _trained(needs)
+    found = {
+        "base": sizes.base // ranks,
+        "gathered blocks": GATHERED_BLOCKS * sizes.block if ranks > 1 else 0,
+        "codec": sizes.codec,
+        "text encoder": model.text_bytes if model.text_kind == model.kind else 0,
+        "adapter": FLOAT * trained,
+        "old and reference": 2 * FLOAT * trained,
+        "sums of gradients": DOUBLE * trained,
+        "AdamW moments": 2 * FLOAT * trained,
+        # Rewards of one name have one copy of their weights.
+        **{f"reward {one.name}": one.weights for one in needs.rewards},
+    }
+    if model.kind == "cuda":
+        found["CUDA"] = CUDA_CONTEXT + (NCCL_BUFFERS if needs.gpus > 1 else 0)
+    return _some(found)
+
+
+def host(needs: Needs) -> Bytes:
+    """Return main memory of one process, beside Python and its libraries."""
+    sizes, model = needs.sizes, needs.model
+    length, width = model.text_shape
+    beside = model.kind == "cuda" and model.text_kind == "cpu"
+    window = FLOAT * sizes.latent * (needs.run.rollout.num_frames + sizes.context)
+    return _some(
+        {
+            "text encoder": model.text_bytes if beside else 0,
+            "base while it is loaded": sizes.base,
+            "windows to learn from": (window + 2 * length * width) * needs.share.windows,
+            "checkpoint while it is written": 6 * FLOAT * _trained(needs),
+        }
+    )
+
+
+def _trained(needs: Needs) -> int:
+    """Numbers of the adapter that a process holds."""
+    shared = needs.run.distributed.lora == "sharded"
+    return needs.sizes.trained // (needs.ranks if shared else 1)
+
+
+def _windows(needs: Needs) -> int:
+    """Latents and contexts of a step's windows, which stay where they were made."""
+    frames = needs.run.rollout.num_frames + needs.sizes.context
+    return FLOAT * needs.sizes.latent * frames * needs.share.windows
+
+
+def _pixels(needs: Needs) -> int:
+    """Pixels of a batch of videos."""
+    frames = needs.sizes.window + needs.run.overview
+    return needs.share.batch * needs.run.rollout.windows * frames * needs.sizes.picture
+
+
+def _at_start(name: str) -> bool:
+    """Whether something is there before the first step."""
+    return name != "AdamW moments" and not name.startswith("reward ")
+
+
+def _some(parts: Bytes) -> Bytes:
+    return {name: size for name, size in parts.items() if size > 0}

@@ -1,0 +1,133 @@
+"""A plan as people read it."""
+
+from collections.abc import Iterator
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from astrolabe.plan import Plan, Verdict
+from astrolabe.plan_fit import Choice
+from astrolabe.view import clock_time
+
+GIB = 2**30
+#: Parts of a phase that are named.
+NAMED = 4
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Print a plan."""
+    console.print(Group(*render(plan)), soft_wrap=not console.is_terminal)
+
+
+def render(plan: Plan) -> Iterator[RenderableType]:
+    """Everything that is shown, from top to bottom."""
+    yield Text(_title(plan), style="bold")
+    yield Text()
+    yield _phases(plan)
+    yield Text(f"main memory  {_listed(plan.host)}", style="dim")
+    yield Text(f"disk         {_listed(plan.disk)}", style="dim")
+    if plan.network:
+        yield Text(f"network      {size(plan.network)} sent by each process in a step", style="dim")
+    if plan.verdicts:
+        yield Text()
+        yield _verdicts(plan)
+    for verdict in plan.verdicts:
+        yield from _help(plan, verdict)
+    for warning in plan.warnings:
+        yield Text(f"warning: {warning}", style="yellow")
+    if plan.device == "cuda":
+        yield Text()
+        yield Text(
+            "Traced, not run: kernels' own workspaces, fragmentation and rewards on the CPU are "
+            "not in it. docs/planning.md says how far to trust it.",
+            style="dim",
+        )
+
+
+def size(count: float) -> str:
+    """Write bytes for people.
+
+    >>> size(3 * 2**30), size(300 * 2**20)
+    ('3.0 GiB', '300.0 MiB')
+    """
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"
+
+
+def _title(plan: Plan) -> str:
+    gpus = f"{plan.gpus} GPU{'s' * (plan.gpus > 1)}" if plan.device == "cuda" else "CPU"
+    return (
+        f"{' + '.join(plan.recipes)}: {plan.model}, {_number(plan.parameters)} parameters, "
+        f"{_number(plan.trained)} trained; {gpus}. Each process samples {plan.videos} videos, "
+        f"{plan.batch_size} at a time, and learns from {plan.windows} windows, "
+        f"{plan.micro_batch} at a time."
+    )
+
+
+def _number(count: int) -> str:
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
+
+
+def _phases(plan: Plan) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("phase")
+    table.add_column("peak", justify="right")
+    table.add_column("largest parts")
+    for phase in plan.phases:
+        largest = sorted(phase.parts.items(), key=lambda part: -part[1])
+        named = dict(largest[:NAMED])
+        rest = sum(count for _, count in largest[NAMED:])
+        if rest:
+            named["rest"] = rest
+        table.add_row(phase.name, size(phase.total), _listed(named))
+    return table
+
+
+def _listed(parts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {size(count)}" for name, count in parts.items())
+
+
+def _verdicts(plan: Plan) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("card")
+    table.add_column("usable", justify="right")
+    table.add_column("as it is")
+    if plan.device == "cuda":
+        table.add_column("step", justify="right")
+    for title in _titles(plan.verdicts[0].choices):
+        table.add_column(title)
+    for verdict in plan.verdicts:
+        fits = Text("fits", "green") if verdict.fits else Text("too big: ", "red")
+        if not verdict.fits:
+            fits.append(", ".join(verdict.over))
+        time = [clock_time(verdict.seconds["step"])] if verdict.seconds else []
+        found = [
+            f"{one.batch_size} x {one.micro_batch}" if one.micro_batch else "-"
+            for one in verdict.choices
+        ]
+        table.add_row(verdict.card, size(verdict.usable), fits, *time, *found)
+    table.caption = "The last columns: largest rollout.batch_size x train.micro_batch."
+    table.caption_justify = "left"
+    return table
+
+
+def _titles(choices: list[Choice]) -> list[str]:
+    sharded = any(choice.base == "sharded" for choice in choices)
+    return [
+        ("checkpointing" if choice.gradient_checkpointing else "none")
+        + (f", {choice.base}" if sharded else "")
+        for choice in choices
+    ]
+
+
+def _help(plan: Plan, verdict: Verdict) -> Iterator[RenderableType]:
+    if verdict.fits or not verdict.changes:
+        return
+    how = "it fits with" if verdict.helped else "it does not fit even with"
+    lines = " ".join(f"--set {change}" for change in verdict.changes)
+    yield Text(f"{verdict.card}: {how} {lines}")
+    if not verdict.helped:
+        yield Text(
+            "Take fewer pixels (model.options.height, width), fewer frames (rollout.num_frames), "
+            "or score on another GPU (astrolabe serve)."
+        )

@@ -1,0 +1,52 @@
+import torch
+from torch import nn
+
+from astrolabe.gradients import Gradients
+from astrolabe.world import ALONE
+
+
+def made(sizes=((3, 2), (5,))):
+    return {str(index): nn.Parameter(torch.zeros(size)) for index, size in enumerate(sizes)}
+
+
+def give(parameters, generator):
+    for value in parameters.values():
+        scale = 10.0 ** torch.randint(-6, 7, value.shape, generator=generator)
+        value.grad = torch.randn(value.shape, generator=generator) * scale
+
+
+def test_the_order_of_micro_batches_leaves_no_trace():
+    sums = []
+    for order in (range(64), reversed(range(64))):
+        parameters = made()
+        gradients = Gradients(parameters, ALONE)
+        gradients.clear()
+        for micro in order:
+            give(parameters, torch.Generator().manual_seed(micro))
+            gradients.add()
+            assert all(value.grad is None for value in parameters.values())
+        gradients.reduce()
+        sums.append([value.grad for value in parameters.values()])
+    assert all(torch.equal(a, b) for a, b in zip(*sums, strict=True))
+    assert all(value.dtype == torch.float32 for value in sums[0])
+
+
+def test_the_sum_is_that_of_all_and_a_new_one_begins_empty():
+    parameters = made()
+    gradients = Gradients(parameters, ALONE)
+    for _ in range(2):
+        gradients.clear()
+        for micro in range(3):
+            for value in parameters.values():
+                value.grad = torch.full_like(value, float(micro))
+            gradients.add()
+        gradients.reduce()
+        assert all((value.grad == 3.0).all() for value in parameters.values())
+
+
+def test_a_process_without_a_part_gets_a_gradient_all_the_same():
+    parameters = made()
+    gradients = Gradients(parameters, ALONE)
+    gradients.clear()
+    gradients.reduce()
+    assert all((value.grad == 0.0).all() for value in parameters.values())
