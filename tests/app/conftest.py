@@ -11,6 +11,9 @@ from astrolabe.compose import compose
 from astrolabe.load import load
 from astrolabe_rollout.tiny import build_tiny, tiny_modules
 
+#: What tests start in processes of their own; doctest would import it.
+collect_ignore = ["scripts"]
+
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):

@@ -70,6 +70,12 @@ def test_a_rank_0_that_does_not_answer_is_looked_for(join, free):
         join(MASTER_PORT=free, RANK="1", LOCAL_RANK="1")
 
 
+def test_ranks_that_do_not_answer_in_time_are_named():
+    said = r"came to .*: ranks \[3\] did not join within 0:01:00\. "
+    with pytest.raises(ConfigError, match=said), explained():
+        raise RuntimeError("ranks [3] did not join within 0:01:00")
+
+
 def test_other_errors_pass_as_they_are(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(RuntimeError, match="a bug"), explained():

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
+from astrolabe.checkpoint_files import LORA
 from astrolabe.compose import build_model
 from astrolabe.load import load
-from astrolabe.run_folder import LORA, RunFolder
+from astrolabe.run_folder import RunFolder
 from astrolabe.sampling import load_trained
 from astrolabe.session import start
 from astrolabe.speed import VARIANTS, Variants, speed

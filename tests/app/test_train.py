@@ -372,3 +372,28 @@ def test_the_state_of_other_rewards_is_refused_and_models_keep_their_weights(par
     for other in ({}, {**state, "bias": torch.zeros(1)}):
         with pytest.raises(CheckpointError, match="Put back the rewards"):
             checkpoint.load_reward(parts.reward, other)
+
+
+def test_an_update_short_of_memory_goes_on_with_smaller_parts(small_run, parts, caplog):
+    batch = scored(parts)
+    minibatch = batch.select(*parts.loss.in_keys).reshape(-1)
+    adapters = []
+    for size, limit in ((1, 4), (4, 1)):
+        run = replace(small_run, train=replace(small_run.train, micro_batch=size))
+        fresh = compose(run)
+        loss, sizes = fresh.loss.forward, []
+
+        def short(tensordict, loss=loss, sizes=sizes, limit=limit):
+            sizes.append(len(tensordict))
+            if len(tensordict) > limit:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return loss(tensordict)
+
+        fresh.loss.forward = short
+        reseed(fresh, seed=0, step=0)
+        update(minibatch, fresh, run, Clock())
+        adapters.append([value.detach().clone() for value in fresh.parameters.values()])
+    assert sizes == [4, 2, 1, 1, 1, 1]
+    assert fresh.micro_batch.size == 1
+    assert all(torch.equal(a, b) for a, b in zip(*adapters, strict=True))
+    assert "effective batch stays" in caplog.text

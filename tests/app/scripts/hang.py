@@ -15,7 +15,7 @@ from pathlib import Path
 from astrolabe.watchdog import Watchdog
 from astrolabe.world import ALONE, World
 
-TIMEOUT = 2.0
+TIMEOUT = 1.5
 FOREVER = 600.0
 place = Path(sys.argv[1])
 

@@ -112,9 +112,10 @@ def check_devices(processes: int, gpus: int, *, nccl: bool) -> None:
 
 def explain_join(error: BaseException, environment: Mapping[str, str]) -> str | None:
     """Return why processes could not join, with the way out; None if it is something else."""
-    if not isinstance(error, (dist.DistNetworkError, dist.DistStoreError)):
-        return None
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    late = "did not join" in text  # of `astrolabe.joining`
+    if not late and not isinstance(error, (dist.DistNetworkError, dist.DistStoreError)):
+        return None
     place = f"{environment.get('MASTER_ADDR', '?')}:{environment.get('MASTER_PORT', '?')}"
     if "EADDRINUSE" in text:
         return (
@@ -122,11 +123,11 @@ def explain_join(error: BaseException, environment: Mapping[str, str]) -> str | 
             "one with torchrun --master-port (--rdzv-endpoint HOST:PORT for several machines), or "
             "let torchrun find one with --standalone."
         )
-    if "waiting for clients" in text:
+    if late or "waiting for clients" in text:
         return (
-            f"not all processes came to {place}: {text} Look for the error of those that did not; "
-            "start as many as WORLD_SIZE says, on every machine with the same --nnodes and "
-            "--rdzv-endpoint."
+            f"not all processes came to {place}: {text.rstrip('.')}. Look for the error of "
+            "those that did not; start as many as WORLD_SIZE says, on every machine with "
+            "the same --nnodes and --rdzv-endpoint."
         )
     return (
         f"rank 0 cannot be reached at {place}: {text} Look whether it is running, and whether this "

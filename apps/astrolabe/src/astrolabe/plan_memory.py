@@ -58,7 +58,7 @@ def phases(needs: Needs) -> list[Phase]:
         "update": kept
         | {
             "saved for backward": int(learned.saved),
-            "gradients, activations": int(learned.peak - learned.saved),
+            "gradients, activations": int(learned.peak - learned.saved - learned.held),
         },
         "save": kept | aside,
     }
@@ -78,6 +78,7 @@ def standing(needs: Needs) -> Bytes:
         "old and reference": 2 * FLOAT * trained,
         "sums of gradients": DOUBLE * trained,
         "AdamW moments": 2 * FLOAT * trained,
+        "left by the update": int(needs.learned().held),
         # Rewards of one name have one copy of their weights.
         **{f"reward {one.name}": one.weights for one in needs.rewards},
     }
@@ -122,7 +123,7 @@ def _pixels(needs: Needs) -> int:
 
 def _at_start(name: str) -> bool:
     """Whether something is there before the first step."""
-    return name != "AdamW moments" and not name.startswith("reward ")
+    return name not in ("AdamW moments", "left by the update") and not name.startswith("reward ")
 
 
 def _some(parts: Bytes) -> Bytes:

@@ -178,8 +178,9 @@ class RunFolder:
         write_atomic(self.metrics, b"".join(kept))
 
     def _something_inside(self) -> bool:
-        # The lock of a run that ended before it began to write, or that is about to.
-        return any(path != RunLock.path_of(self.path) for path in self.path.iterdir())
+        # What a run leaves that ended before it began to write, or that is about to.
+        left = {RunLock.path_of(self.path).name, "logs", "crash"}
+        return any(path.name not in left for path in self.path.iterdir())
 
     def _verify(self, checkpoint: Path) -> None:
         problem = damage(checkpoint)

@@ -132,7 +132,8 @@ def _resume(folder: RunFolder, world: World, wanted: Run | None, force: bool) ->
 @contextmanager
 def joined(run: Run) -> Iterator[World]:
     """Join the other processes of a run, and leave them if all went well."""
-    world = World.start(run.distributed.timeout)
+    # Later than the watchdog, which shows where the others stand; a collective would just fail.
+    world = World.start(run.distributed.timeout + 60)
     check_world(run, world.size)
     yield world
     # Not after an error: the others may be waiting for this process, until torchrun ends them.
@@ -185,6 +186,7 @@ def _train(
     slow = SlowRank(world)
     watchdog = Watchdog(folder.path, world, run.distributed.timeout, log.watching(view.phase))
     clock = Clock(watchdog.phase)
+    log.step = first + 1
     with ExitStack() as stack, suppress(KeyboardInterrupt):
         stack.enter_context(view)
         interrupted = stack.enter_context(interruptible(aloud=world.main))
@@ -221,11 +223,10 @@ def _train(
 
 
 def _report(folder: RunFolder, run: Run, world: World, view: View) -> None:
-    """Write the report; processes share its videos."""
+    """Evaluate; processes share the videos, and the last one to finish writes the report."""
     done = evaluate(folder, run, view.say, share=(world.rank, world.size))
-    world.barrier()
-    if world.main and done is None:  # another one finished later
-        evaluate(folder, run, view.say)
+    if done is not None and not world.main:
+        sys.stdout.write(f"Report: {folder.report}\n")
 
 
 def _say(view: View, texts: list[str]) -> None:

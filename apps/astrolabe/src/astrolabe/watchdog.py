@@ -45,7 +45,8 @@ class Watchdog:
         folder: Of the run.
         world: The processes; entering is collective.
         timeout: Seconds, by a clock that nobody can set; longer than any phase goes without a
-            report of progress.
+            report of progress, and shorter than the time-out of collectives, in which a process
+            that waits for another would end first.
         watch: Is told what `phase` is told.
     """
 
@@ -125,22 +126,27 @@ class Watchdog:
                 self._end()
 
     def _end(self) -> None:
-        """End this process, with its stacks and those of the others."""
-        self._hung.set()
-        if self._world.size > 1:
-            self._heard.wait(self._grace)
-        else:
-            self._asks = True
-        # Nobody to ask, or no answer from the store: the process that keeps it may be the one.
-        if self._place is None:
-            self._asks = True
-            self._write(place_for(self._folder, self._world.rank))
-        if self._asks:
-            with suppress(OSError, ValueError):  # nobody may read it any more
+        """End this process, with its stacks and those of the others, whatever is broken."""
+        try:
+            self._hung.set()
+            if self._world.size > 1:
+                self._heard.wait(self._grace)
+            # Nobody to ask, or no answer from the store: the process that keeps it may be the one.
+            if self._place is None:
+                self._asks = True
+                # In a thread, as a file system may be what hangs.
+                alone = threading.Thread(target=self._write_alone, daemon=True)
+                alone.start()
+                alone.join(self._grace)
+            if self._asks:
                 # Not through logging, which shows nothing but on the main process.
                 sys.stderr.write(f"{self._message()}\n")
                 sys.stderr.flush()
-        os._exit(1)
+        finally:
+            os._exit(1)
+
+    def _write_alone(self) -> None:
+        self._write(place_for(self._folder, self._world.rank))
 
     def _listen(self) -> None:
         """Ask and answer in the store; the second thread."""
@@ -184,7 +190,8 @@ class Watchdog:
         gone = f"; no answer from {name_ranks(silent)}, stopped or stuck in native code"
         return (
             f"rank {self._world.rank} made no progress for {self._idle:.0f} s, so the run ends: "
-            f"{tell_apart(phases)}{gone if silent else ''}. Their stacks: {self._place}. torchrun "
-            "with --max-restarts starts it again from its last checkpoint; otherwise: astrolabe "
-            f"train --resume {self._folder}. If nothing hung, raise distributed.timeout."
+            f"{tell_apart(phases)}{gone if silent else ''}. Their stacks: "
+            f"{self._place or 'not written'}. torchrun with --max-restarts starts it again from "
+            f"its last checkpoint; otherwise: astrolabe train --resume {self._folder}. If nothing "
+            "hung, raise distributed.timeout."
         )
