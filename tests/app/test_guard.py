@@ -26,7 +26,7 @@ def watch(tmp_path, small_run):
 def step(number, *, alarm="", skipped=0, dull=0.0):
     bad = [TensorDict({"video": {"latents": torch.full((2, 3), torch.nan)}}, [2])] * skipped
     metrics = {"advantage/zero_std_fraction": dull}
-    return Step(number, metrics, TensorDict(), TensorDict(), alarm, bad)
+    return Step(number, metrics, TensorDict(), TensorDict(), TensorDict(), alarm, bad)
 
 
 def test_a_skipped_batch_is_kept_and_the_third_in_a_row_ends_the_run(watch, tmp_path):

@@ -68,3 +68,13 @@ def test_a_line_cut_off_in_the_middle_ends_the_metrics(folder):
 def test_a_run_that_kept_no_metrics_has_nothing_to_trim(folder):
     folder.trim_metrics(3)
     assert not folder.metrics.exists()
+
+
+def test_what_a_run_left_that_was_killed_before_it_began_is_no_obstacle(tmp_path):
+    for name in (".lock", ".probe", ".config.json.x1", "logs/rank-000.jsonl", "crash/a/README.txt"):
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).touch()
+    RunFolder.claim(tmp_path / "run")
+    (tmp_path / "run" / "config.json").touch()
+    with pytest.raises(FileExistsError, match="--resume"):
+        RunFolder.claim(tmp_path / "run")

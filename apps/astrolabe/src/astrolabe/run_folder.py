@@ -24,7 +24,6 @@ from typing import Self
 from astrolabe.checkpoint_files import damage, name_of, remove, reward_of, step_of
 from astrolabe.config import Run
 from astrolabe.load import from_json, to_json
-from astrolabe.run_lock import RunLock
 from astrolabe_eval.files import write_atomic
 from astrolabe_rollout.errors import CheckpointError
 
@@ -178,9 +177,9 @@ class RunFolder:
         write_atomic(self.metrics, b"".join(kept))
 
     def _something_inside(self) -> bool:
-        # What a run leaves that ended before it began to write, or that is about to.
-        left = {RunLock.path_of(self.path).name, "logs", "crash"}
-        return any(path.name not in left for path in self.path.iterdir())
+        # Not what a run leaves that was killed before it began: its lock, unfinished files, logs.
+        names = {path.name for path in self.path.iterdir()} - {"logs", "crash"}
+        return any(not name.startswith(".") for name in names)
 
     def _verify(self, checkpoint: Path) -> None:
         problem = damage(checkpoint)
