@@ -111,8 +111,8 @@ def weights_from(memory: str, held: str) -> int:
         held: "bfloat16", "float32", "8bit" or "4bit".
 
     Example:
-        >>> weights_from("1.1 GiB fp32, 0.6 bf16", "bfloat16") / 2**30
-        0.6
+        >>> weights_from("1.5 GiB fp32, 0.75 bf16", "bfloat16") / 2**30
+        0.75
     """
     label = {"bfloat16": "bf16", "float32": "fp32", "8bit": "at 8 bit", "4bit": "at 4 bit"}
     found = re.search(rf"([\d.]+)(?: GiB)? {label.get(held, 'bf16')}", memory)
