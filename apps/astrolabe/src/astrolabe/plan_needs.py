@@ -143,12 +143,12 @@ class Needs:
         """
         shared = self.run.rollout.shared
         number = int(shared) if window is None else window
-        one = self._sampled(number, 1)
+        count = partial(self._sampled, number)
         if not (shared and number):
-            return one * self.share.batch
+            return count(1) * self.share.batch
         group = min(self.run.rollout.group_size, self.share.batch)
         # A history and its candidates, as many times as there are groups.
-        return along(one, self._sampled(number, 2), group - 1) * (self.share.batch / group)
+        return of_size(count, group) * (self.share.batch / group)
 
     def decoded(self) -> Figures:
         """Figures of decoding a chunk of a batch of videos."""
@@ -157,9 +157,7 @@ class Needs:
 
     def learned(self) -> Figures:
         """Figures of learning from a micro-batch."""
-        size = self.share.micro_batch
-        one = self._learned(1)
-        return one if size == 1 else along(one, self._learned(2), size - 1)
+        return of_size(self._learned, self.share.micro_batch)
 
     @property
     def _shape(self) -> str:
@@ -193,6 +191,11 @@ class Needs:
             self._found[key] = of()
         found: Found = self._found[key]
         return found
+
+
+def of_size(count: Callable[[int], Figures], size: int) -> Figures:
+    """Figures of a batch: from two on they grow evenly; one alone needs fewer copies."""
+    return count(1) if size == 1 else along(count(2), count(3), size - 2)
 
 
 def _sizes(run: Run, plan: Blueprint) -> Sizes:
