@@ -109,12 +109,16 @@ def plan(question: Question) -> Plan:
     """
     run = question.run()
     _check(question, run)
-    needs = Needs(run, question.gpus)
+    return answer(question, Needs(run, question.gpus))
+
+
+def answer(question: Question, needs: Needs) -> Plan:
+    """Make the plan of a run whose settings were checked."""
     sizes, share, found = needs.sizes, needs.share, phases(needs)
     tasks = step_work(needs)
     return Plan(
         recipes=list(question.recipes),
-        model=run.model.name,
+        model=needs.run.model.name,
         device=needs.model.kind,
         parameters=sizes.parameters,
         trained=sizes.trained,

@@ -15,6 +15,9 @@ NCCL_BUFFERS: Final = int(0.5 * GIB)
 #: Blocks that FSDP has whole at a time: the one that runs, and the next.
 GATHERED_BLOCKS: Final = 2
 
+#: The best and the worst videos of some groups, kept to be looked at.
+SHOWN: Final = "videos to show"
+
 #: Bytes, by what holds them.
 Bytes = dict[str, int]
 
@@ -46,6 +49,7 @@ def phases(needs: Needs) -> list[Phase]:
         "keys and values": int(sampled.held),
         "features of the decoder": int(decoded.held),
         "sampled windows": _windows(needs),
+        SHOWN: 2 * max(needs.run.logging.samples // 2, 1) * _pixels(needs) // needs.share.batch,
     }
     aside = {"live adapter, set aside": FLOAT * _trained(needs)}
     beside = {"pixels being scored": pixels} | scoring if needs.overlapped else {}
@@ -60,7 +64,7 @@ def phases(needs: Needs) -> list[Phase]:
             "saved for backward": int(learned.saved),
             "gradients, activations": int(learned.peak - learned.saved - learned.held),
         },
-        "save": kept | aside,
+        "save": kept,
     }
     return [Phase(name, _some(parts)) for name, parts in found.items()]
 

@@ -95,7 +95,7 @@ def blueprint(part: Part) -> Blueprint:
     make = find("models", part.name, "model")
     try:
         bound = inspect.signature(make).bind(**part.options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(
             f"model.options: {error}. `astrolabe parts models {part.name}` lists the options."
         ) from error

@@ -1,7 +1,7 @@
 """What is known of a run before it starts: its share of work, sizes, and traced figures."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar, cast
 
@@ -150,6 +150,12 @@ class Needs:
         # A history and its candidates, as many times as there are groups.
         return of_size(count, group) * (self.share.batch / group)
 
+    def history(self) -> Figures:
+        """What one window more of the history of a batch's groups computes."""
+        group = min(self.run.rollout.group_size, self.share.batch)
+        more = self._sampled(2, 1) + self._sampled(1, 1) * -1
+        return more * (self.share.batch / group)
+
     def decoded(self) -> Figures:
         """Figures of decoding a chunk of a batch of videos."""
         one, two = self._once(decoding, self._shape, of=partial(decoding, self.model))
@@ -166,17 +172,24 @@ class Needs:
         options = {name: value for name, value in part.options.items() if name != "text_device"}
         return repr((part.name, options))
 
+    @property
+    def _course(self) -> tuple[object, ...]:
+        """What decides how a video goes on."""
+        rollout = self.run.rollout
+        lengths = (rollout.num_frames, rollout.windows, rollout.length, rollout.curriculum)
+        return (*lengths, rollout.commit, rollout.scene_windows)
+
     def _sampled(self, window: int, videos: int) -> Figures:
         # The rank of the adapter is left out: that it is asked for first is the run's own.
         run = self.run
-        settings = (replace(run.rollout, batch_size=0, overlap=True), run.lora.precision)
+        settings = (self._course, run.overview, run.lora.precision, run.objective)
         count = partial(sampling, run, self.model, videos, window)
         return self._once(sampling, self._shape, *settings, window, videos, of=count)
 
     def _learned(self, windows: int) -> Figures:
         run, train = self.run, self.run.train
         settings = (
-            *(replace(run.rollout, batch_size=0, overlap=True), run.objective, run.lora),
+            *(self._course, run.objective, run.lora),
             *(train.noise_levels, train.context, train.mask, train.gradient_checkpointing),
         )
         count = partial(learning, run, self.model, windows)
@@ -195,7 +208,7 @@ class Needs:
 
 def of_size(count: Callable[[int], Figures], size: int) -> Figures:
     """Figures of a batch: from two on they grow evenly; one alone needs fewer copies."""
-    return count(1) if size == 1 else along(count(2), count(3), size - 2)
+    return count(size) if size <= 2 else along(count(2), count(3), size - 2)
 
 
 def _sizes(run: Run, plan: Blueprint) -> Sizes:

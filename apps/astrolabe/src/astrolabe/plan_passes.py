@@ -94,13 +94,16 @@ def sampling(run: Run, plan: Blueprint, videos: int, window: int = 0) -> Figures
         settings = run
         if run.rollout.commit == "best":
             settings = replace(run, rollout=replace(run.rollout, commit="random"))
-        policy = build_policy(settings, model, cast(Any, None), record=STEPS in loss.in_keys)
+        record = STEPS in loss.in_keys
+        model, times = (model, 1.0) if record else _one_step(model)
+        policy = build_policy(settings, model, cast(Any, None), record=record)
         policy.decode = False  # see `decoding`
         with torch.no_grad(), traced(plan.kind) as trace:
             batch = _prompts(model, videos, window)
             policy(batch)
             del batch
-            return _counted(trace)
+            found = _counted(trace)
+        return replace(found, flops=times * found.flops, flops_fp32=times * found.flops_fp32)
 
     return of_all_layers(plan, count)
 
@@ -187,6 +190,16 @@ def _on_device(values: Tensor) -> Tensor:
     if not values.is_floating_point():
         return values
     return torch.empty_like(values, device="meta", memory_format=torch.contiguous_format)
+
+
+def _one_step(model: VideoModel) -> tuple[VideoModel, float]:
+    """The model with one denoising step of several that are alike, and what its work is short of.
+
+    Steps take memory one after the other, and each as much. A pass on clean latents follows them.
+    """
+    if model.rebuild or model.first_steps:
+        return model, 1.0
+    return replace(model, denoising_steps=model.denoising_steps[:1]), (len(model.sigmas) + 1) / 2
 
 
 def _loss(run: Run, model: VideoModel) -> Objective:

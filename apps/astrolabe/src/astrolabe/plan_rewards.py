@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 
 from astrolabe.config import Run
-from astrolabe.plan_passes import Figures, along
+from astrolabe.plan_passes import FEW, MORE, Figures, along
 from astrolabe.plan_trace import traced
 from astrolabe.registry import find, options_of
 
@@ -124,8 +124,8 @@ def qwen(family: str, max_tokens: int, full: bool) -> Figures:
     """Read a full micro-batch; operations are of one sequence."""
     layers, *_, tokens = QWEN[family]
     sequences = max(max_tokens // tokens, 1)
-    few, more = (_language(family, sequences, count, full) for count in (1, 2))
-    language = along(few, more, layers - 1)
+    few, more = (_language(family, sequences, count, full) for count in (FEW, MORE))
+    language = along(few, more, (layers - FEW) / (MORE - FEW))
     item = 4 if full else 2
     seen = VISION[family] * VISION["patches"]
     deep, wide = VISION["layers"], VISION["width"]

@@ -11,6 +11,7 @@ where it was measured), and the rounding of an allocator. They belong into the r
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -60,17 +61,16 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types 
     ) -> Any:
         """Run an operation and count what it makes."""
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        made, given = _tensors(out), _tensors((args, kwargs))
+        fresh = _makes_tensors(func)
+        out = _computed(func, args, kwargs) if fresh else func(*args, **kwargs)
+        made = _tensors(out) if fresh else []
         count = flop_registry.get(func._overloadpacket)
         if count is not None and made:
             flops = count(*args, **kwargs, out_val=out)
             self.flops += flops
             self.flops_fp32 += flops * (made[0].dtype == torch.float32)
-        before = {_key(tensor) for tensor in given}
         for tensor in made:
-            if _key(tensor) not in before:
-                self._add(tensor.untyped_storage())
+            self._add(tensor.untyped_storage())
         if self.kind == "cpu" and func is torch.ops.aten.convolution.default:
             self.peak = max(self.peak, self.live + _blocked(out))
         return out
@@ -96,13 +96,50 @@ def _blocked(out: Tensor) -> int:
 
 
 def _tensors(values: object) -> list[Tensor]:
-    leaves = tree_leaves(values)
+    leaves = (values,) if isinstance(values, Tensor) else tree_leaves(values)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.device.type == "meta"]
 
 
-def _key(tensor: Tensor) -> int:
-    key: int = tensor.untyped_storage()._cdata
-    return key
+#: Size, strides and precision of what operations returned, by what they were given. The meta
+#: device finds these anew each time, in Python.
+_shapes: dict[Any, tuple[Any, ...]] = {}
+
+
+def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operation that returns new tensors; one that was seen before is not run again."""
+    key = (func, _described(args), _described(tuple(kwargs.items())))
+    try:
+        known = _shapes.get(key)
+    except TypeError:  # a list of scalars, for instance
+        return func(*args, **kwargs)
+    if known is not None:
+        size, strides, dtype = known
+        return torch.empty_strided(size, strides, dtype=dtype, device="meta")
+    out = func(*args, **kwargs)
+    if isinstance(out, Tensor) and out.device.type == "meta" and not _given(out, args):
+        _shapes[key] = (out.shape, out.stride(), out.dtype)
+    return out
+
+
+def _given(out: Tensor, args: tuple[Any, ...]) -> bool:
+    """Whether a result has the memory of an argument, though the operation does not say so."""
+    storages = (tensor.untyped_storage()._cdata for tensor in _tensors(args))
+    return out.untyped_storage()._cdata in storages
+
+
+def _described(value: Any) -> Any:
+    """What of an argument decides about the shape of a result."""
+    if isinstance(value, Tensor):
+        return (value.shape, value.stride(), value.dtype, value.device, value.storage_offset() == 0)
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_described, value))
+    return type(value), value  # 1, 1.0 and True are equal, and give results of other precisions
+
+
+@cache
+def _makes_tensors(func: Any) -> bool:
+    """Whether an operation returns memory of its own, not a view or what it was given."""
+    return any(result.alias_info is None for result in func._schema.returns)
 
 
 class _Fused(TorchFunctionMode):

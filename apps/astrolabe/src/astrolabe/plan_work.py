@@ -50,7 +50,7 @@ def _sampled(needs: Needs) -> Figures:
     if rollout.shared and start:
         first = along(alone, needs.sampled(1), min(start, 1.0))
         if start > 1:
-            first = along(needs.sampled(1), needs.sampled(2), start - 1)
+            first = needs.sampled(1) + needs.history() * (start - 1)
     return first + alone * (rollout.windows - 1)
 
 
