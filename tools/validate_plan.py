@@ -73,6 +73,7 @@ def measured(frames: int, videos: int, checkpointing: bool) -> dict[str, float]:
     def sample(parts, count: int):
         batch = parts.env.reset()[:count].clone()
         parts.behaviour(batch)
+        parts.policy.release()
         return batch.exclude(("video", "pixels"))
 
     def learn(parts, batch) -> None:

@@ -58,6 +58,22 @@ def test_scoring_hides_behind_sampling_and_changes_nothing(small_run):
     assert threading.main_thread() not in slow.threads
 
 
+def test_nothing_of_the_videos_is_held_while_they_are_scored(small_run):
+    parts, held = compose(small_run), []
+
+    class Looking:
+        rewards, seconds, gib = parts.reward.rewards, parts.reward.seconds, parts.reward.gib
+
+        def score(self, batch):
+            held.append(parts.policy.cache_bytes)
+            return parts.reward.score(batch)
+
+    looking = replace(parts, reward=Looking())
+    batches = iter(make_collector(parts.env, parts.behaviour, parts.env.sampler.parts))
+    collect(batches, looking, small_run, Clock())
+    assert held == [0]
+
+
 def test_a_single_part_has_nothing_to_hide_behind(small_run):
     assert "overlap/hidden_s" not in collected(small_run)[2]
 

@@ -127,6 +127,16 @@ def test_the_history_is_stored_once_and_memory_does_not_grow_with_the_start():
     assert sizes[0] == GROUPS * 9 * frame + GROUPS * SIZE * WINDOW * frame + raw_sink
 
 
+@pytest.mark.parametrize("commit", ["random", "each"])
+def test_videos_are_forgotten_and_may_be_started_again(commit):
+    model = small_model()
+    policy = GroupStreamingPolicy(model, WINDOW, commit=commit)
+    first = policy(batch(model, 2))["video", "latents"]
+    policy.release()
+    assert policy.cache_bytes == 0
+    assert torch.equal(policy(batch(model, 2))["video", "latents"], first)
+
+
 @pytest.mark.parametrize("commit", ["random", "best"])
 def test_one_candidate_carries_the_history_on(commit):
     model = small_model()

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
@@ -71,6 +73,18 @@ def test_a_window_out_of_order_is_refused():
         policy(batch(index=2))
     with pytest.raises(ValueError, match="holds 2 videos"):
         policy(batch(3, index=1))
+
+
+def test_videos_are_forgotten_and_may_be_started_again():
+    policy = StreamingPolicy(small_model(), 9)
+    first = policy(batch())["video", "latents"]
+    held = weakref.ref(policy._stream.cache)
+    policy.release()
+    assert policy.cache_bytes == 0
+    assert held() is None
+    with pytest.raises(ValueError, match="holds 0 videos"):
+        policy(batch(index=1))
+    assert torch.equal(policy(batch())["video", "latents"], first)
 
 
 def test_a_length_that_is_no_whole_number_of_chunks_is_refused():

@@ -26,7 +26,7 @@ def collect(
     what was waited for; what scoring took beside counts as hidden.
 
     Returns:
-        All of them without pixels, ``[N, T]``, and the best and the worst of some groups.
+        All of them without pixels, ``[N, T]`` on the CPU; the best and the worst of some groups.
     """
     scored: list[TensorDictBase] = []
     shown = Extremes(parts, groups=max(run.logging.samples // 2, 1))
@@ -46,13 +46,15 @@ def collect(
             clock.count(f"cost/{name}_s", parts.reward.seconds[name])
             clock.count(f"cost/{name}_gib", parts.reward.gib[name])
         shown.take(batch)
-        scored.append(batch.exclude(PIXELS, OVERVIEW))  # 97 MB for each clip of a real model
+        # Pixels are 97 MB for each clip of a real model, and latents of a step fill a GPU.
+        scored.append(batch.exclude(PIXELS, OVERVIEW).to("cpu"))
 
     with ThreadPoolExecutor(max_workers=1) as scorer:
         running: tuple[TensorDictBase, Future[float]] | None = None
         for _ in range(parts.env.sampler.parts):
             with clock("sample"):
                 batch = next(batches)
+            parts.policy.release()  # the videos are whole; scoring and learning need the room
             if running is not None:
                 finish(*running)
             running = batch, scorer.submit(score, parts, batch)

@@ -71,6 +71,7 @@ def check_pairs(parts: Parts, batch: TensorDictBase) -> None:
     size = int((rows["prompt", "group"] == rows["prompt", "group"][-1]).sum())
     last = rows[-size:].select("prompt", ("video", "fps"), ("window", "index")).clone()
     alone = parts.behaviour(last)[LATENTS][-1:]
+    parts.policy.release()
     if relative_error(rows[-1:][LATENTS], alone) > SAME_VIDEO:
         raise InvariantError(
             f"the last video of the batch is not the one that its prompt {texts[-1]!r} and seed "
@@ -87,6 +88,7 @@ def check_cache(parts: Parts, batch: TensorDictBase) -> None:
     """
     model, transformer = parts.model, parts.model.transformer
     row = batch[:1, 0].select(LATENTS, EMBEDS, ("window", "index"), ("window", "context")).clone()
+    row = row.to(next(transformer.parameters()).device)
     row["window", "index"] = torch.zeros_like(row["window", "index"])  # as if nothing lay before
     latents, embeds = row[LATENTS], row[EMBEDS]
     chunk, sigma = model.geometry.chunk, parts.policy.sigmas[-1]
@@ -152,5 +154,6 @@ def check_gradients(parts: Parts) -> None:
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """Root mean square difference over the root mean square of what is expected."""
-    difference = (found.double() - expected.double()).square().mean().sqrt()
-    return float(difference / expected.double().square().mean().sqrt().clamp(min=1e-12))
+    found, expected = found.cpu().double(), expected.cpu().double()
+    difference = (found - expected).square().mean().sqrt()
+    return float(difference / expected.square().mean().sqrt().clamp(min=1e-12))

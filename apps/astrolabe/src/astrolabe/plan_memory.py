@@ -45,20 +45,25 @@ def phases(needs: Needs) -> list[Phase]:
     sampled, decoded, learned = needs.sampled(), needs.decoded(), needs.learned()
     scoring = {"scoring": max((one.activations for one in needs.rewards), default=0)}
     pixels = _pixels(needs)
-    kept = standing(needs) | {
-        "keys and values": int(sampled.held),
-        "features of the decoder": int(decoded.held),
-        "sampled windows": _windows(needs),
-        SHOWN: 2 * max(needs.run.logging.samples // 2, 1) * _pixels(needs) // needs.share.batch,
-    }
+    shown = 2 * max(needs.run.logging.samples // 2, 1) * pixels // needs.share.batch
+    on_gpu = needs.model.kind == "cuda"
+    # Once they are scored, windows go to main memory.
+    kept = (
+        standing(needs) | {SHOWN: shown} | ({} if on_gpu else _windows(needs, needs.share.videos))
+    )
+    made = _windows(needs, needs.share.batch * (1 + needs.overlapped)) if on_gpu else {}
     aside = {"live adapter, set aside": FLOAT * _trained(needs)}
     beside = {"pixels being scored": pixels} | scoring if needs.overlapped else {}
-    making = kept | aside | beside | {"pixels": pixels}
+    streamed = {
+        "keys and values": int(sampled.held),
+        "features of the decoder": int(decoded.held),
+    }
+    making = kept | aside | beside | streamed | made | {"pixels": pixels}
     found = {
         "load": {name: size for name, size in standing(needs).items() if _at_start(name)},
         "sample": making | {"activations": int(sampled.peak - sampled.held)},
         "decode": making | {"activations": int(decoded.peak - decoded.held)},
-        "score": kept | scoring | {"pixels": pixels},
+        "score": kept | scoring | made | {"pixels": pixels},
         "update": kept
         | {
             "saved for backward": int(learned.saved),
@@ -113,10 +118,11 @@ def _trained(needs: Needs) -> int:
     return needs.sizes.trained // (needs.ranks if shared else 1)
 
 
-def _windows(needs: Needs) -> int:
-    """Latents and contexts of a step's windows, which stay where they were made."""
-    frames = needs.run.rollout.num_frames + needs.sizes.context
-    return FLOAT * needs.sizes.latent * frames * needs.share.windows
+def _windows(needs: Needs, videos: int) -> Bytes:
+    """Latents and contexts of so many videos."""
+    rollout = needs.run.rollout
+    frames = rollout.windows * (rollout.num_frames + needs.sizes.context)
+    return {"sampled windows": FLOAT * needs.sizes.latent * frames * videos}
 
 
 def _pixels(needs: Needs) -> int:

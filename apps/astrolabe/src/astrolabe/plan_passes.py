@@ -162,7 +162,6 @@ def learning(run: Run, plan: Blueprint, windows: int) -> Figures:
             clip_grad_norm_(parameters.values(), run.train.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-            network.rope.plan = None  # as the next pass will set another
             return replace(_counted(trace), saved=saved)
 
     return of_all_layers(plan, count)

@@ -150,10 +150,11 @@ class Pass:
 class PlanInsteadOfRope(nn.Module):
     """Stands where diffusers computes rotary embeddings; hands the plan to every block."""
 
-    plan: Plan
+    plan: Plan | None = None
 
     def forward(self, hidden_states: Tensor) -> Pass:
         """Return the plan of this pass."""
+        assert self.plan is not None
         return Pass(self.plan)
 
 
@@ -237,7 +238,9 @@ def _attend_to_frames(
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch gives it no types
 def _remembered_text(processor: TextCrossAttention, attn: WanAttention, embeds: Tensor) -> KeyValue:
     """Keys and values of the prompt, computed in the first pass if the plan remembers them."""
-    known, layer = processor.rope.plan.text, processor.layer
+    plan, layer = processor.rope.plan, processor.layer
+    # Without a plan a pass is over and checkpointing repeats a block, of a window: none remembers.
+    known = None if plan is None else plan.text
     if known is None:
         return _text(attn, embeds)
     if layer not in known:

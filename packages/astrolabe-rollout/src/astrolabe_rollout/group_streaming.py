@@ -105,6 +105,7 @@ class GroupStreamingPolicy(TensorDictModuleBase):
         self._candidates: ChunkStream | None = None
         self._context: Tensor | None = None  # of the groups, or of each candidate
         self._seen: list[str] = []  # what the history's last window showed
+        self._shown: Tensor | None = None  # embeddings of it
         self._committed: Tensor | None = None  # what is to be appended to the history
         self._next, self._groups = -1, Tensor()
 
@@ -118,6 +119,12 @@ class GroupStreamingPolicy(TensorDictModuleBase):
         """Bytes of keys and values held now; a shared history counts once."""
         stream = self._candidates or self._history
         return 0 if stream is None else stream.cache.nbytes
+
+    def release(self) -> None:
+        """Forget the videos, and with them all caches; the next call begins new ones."""
+        self._history = self._candidates = self._context = self._committed = None
+        self._seen, self._shown = [], None
+        self._next = -1
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -155,12 +162,11 @@ class GroupStreamingPolicy(TensorDictModuleBase):
 
     def _begin(self, heads: TensorDictBase, index: int) -> None:
         """Roll out the history of new videos, one for each group, up to a window."""
+        self.release()
         geometry, groups = self._model.geometry, len(heads)
         shape = (groups, geometry.context, geometry.channels, *geometry.latent_size)
         device = next(self.transformer.parameters()).device
         self._context = torch.zeros(shape, device=device)
-        self._history = self._candidates = self._committed = None
-        self._seen = []
         seeds = heads[HISTORY_SEED].tolist()
         for window in range(index):
             embeds = self._show(heads, window)
@@ -202,7 +208,7 @@ class GroupStreamingPolicy(TensorDictModuleBase):
     def _show(self, heads: TensorDictBase, window: int) -> Tensor:
         """Embeddings of what each group's history shows; the same object while it is the same."""
         prompts = prompts_of_window(list(heads[SCRIPT]), window, self.scene_windows)
-        if prompts != self._seen:
+        if self._shown is None or prompts != self._seen:
             device = next(self.transformer.parameters()).device
             self._shown = self._model.text(prompts).to(device)
             self._seen = prompts

@@ -89,6 +89,11 @@ class StreamingPolicy(TensorDictModuleBase):
         """Bytes of keys and values held now."""
         return 0 if self._stream is None else self._stream.cache.nbytes
 
+    def release(self) -> None:
+        """Forget the videos, and with them the cache; the next call has to start new ones."""
+        self._stream = self._embeds = self._context = None
+        self._windows = 0
+
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Sample one window.
@@ -98,6 +103,8 @@ class StreamingPolicy(TensorDictModuleBase):
         """
         flat = tensordict.reshape(-1)
         index = self._index(flat)
+        if index == 0:
+            self.release()
         geometry = self._model.geometry
         embeds = self._prompt(flat[EMBEDS].to(next(self.transformer.parameters()).device))
         seeds = flat[SEED].tolist()

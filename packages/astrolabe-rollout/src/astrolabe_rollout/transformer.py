@@ -176,14 +176,17 @@ class CausalWan(nn.Module):
 
     def _run(self, latents: Tensor, timestep: Tensor, embeds: Tensor, plan: Plan) -> Tensor:
         network: Any = self.network  # its rotary module is ours
-        network.rope.plan = plan
         # Not `.to(weight)`: a sharded weight is a DTensor.
         device, dtype = self._weight.device, self._weight.dtype
-        output = network(
-            hidden_states=latents.flatten(0, 1).unsqueeze(2).to(device, dtype),  # [B*f, C, 1, h, w]
-            timestep=timestep.flatten().to(device),
-            encoder_hidden_states=embeds.to(device, dtype),
-            return_dict=False,
-        )
+        network.rope.plan = plan
+        try:
+            output = network(
+                hidden_states=latents.flatten(0, 1).unsqueeze(2).to(device, dtype),
+                timestep=timestep.flatten().to(device),  # [B*f], of latents [B*f, C, 1, h, w]
+                encoder_hidden_states=embeds.to(device, dtype),
+                return_dict=False,
+            )
+        finally:
+            network.rope.plan = None  # it would hold the cache for as long as nothing else runs
         velocity: Tensor = output[0].squeeze(2).unflatten(0, latents.shape[:2])
         return velocity.to(latents)
