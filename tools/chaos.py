@@ -47,6 +47,7 @@ SETTINGS = (
 )
 WORKER = Path(__file__).with_name("chaos_worker.py")
 INSIDE = ("hang", "nan", "memory", "slow_disk", "full_disk", "clock")
+KILL_LENGTH = 15  # times as many steps, so that all kills fall into the run
 STALLED = 300
 """Seconds without a finished step after which a trial is given up."""
 
@@ -196,7 +197,7 @@ def server(job: Job, events: int, chance: random.Random) -> Outcome:
     url = f"http://127.0.0.1:{port}"
     job.settings = (
         "rewards.sharpness_vq.name=remote",
-        f'rewards.sharpness_vq.options={{url = "{url}"}}',
+        f'rewards.sharpness_vq.options={{url = "{url}", reward = "sharpness_vq"}}',
     )
     job.start()
     try:
@@ -271,7 +272,7 @@ def main() -> None:
     parser.add_argument("faults", nargs="*", default=[*OUTSIDE, *INSIDE])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument(
-        "--steps", type=int, default=20, help="of a run; `kill` makes five times as many"
+        "--steps", type=int, default=20, help="of a run; `kill` makes fifteen times as many"
     )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--events", type=int, default=3, help="of other faults from outside")
@@ -284,7 +285,7 @@ def main() -> None:
     sys.stdout.write("| fault | events | lost, most | lost, all | weights | damaged | |\n")
     sys.stdout.write("|---|---|---|---|---|---|---|\n")
     for fault in arguments.faults:
-        steps = arguments.steps * 5 if fault == "kill" else arguments.steps
+        steps = arguments.steps * KILL_LENGTH if fault == "kill" else arguments.steps
         if steps not in undisturbed:
             plain = Job(place / f"undisturbed-{steps}", arguments.processes, steps)
             plain.start()
