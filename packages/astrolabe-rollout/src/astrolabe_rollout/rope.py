@@ -65,12 +65,17 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     return torch.view_as_real(pairs * rotation).flatten(-2).type_as(x)
 
 
+@lru_cache(maxsize=256)
+def _turn(frames: int, head_dim: int, device: torch.device) -> Tensor:
+    temporal, _ = _split(head_dim)
+    turn = torch.ones(head_dim // 2, dtype=torch.complex64)
+    turn[: temporal // 2] = _axis(temporal, (frames,))[0].to(turn)
+    return turn.to(device)
+
+
 def move(keys: Tensor, frames: int) -> Tensor:
     """Move already rotated keys ``[B, tokens, heads, head_dim]`` by so many frames in time."""
     if frames == 0:
         return keys
-    head_dim = keys.shape[-1]
-    turn = torch.ones(head_dim // 2, dtype=torch.complex64, device=keys.device)
-    temporal, _ = _split(head_dim)
-    turn[: temporal // 2] = _axis(temporal, (frames,))[0].to(turn)
-    return rotate(keys, turn)
+    # Kept on the device: a copy to a GPU would be waited for at each layer.
+    return rotate(keys, _turn(frames, keys.shape[-1], keys.device))
