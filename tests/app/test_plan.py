@@ -25,6 +25,7 @@ from astrolabe.plan_time import CARDS, Work, around
 from astrolabe.plan_view import show
 from astrolabe.plan_work import average_start
 from astrolabe.registry import find, names
+from astrolabe_rollout import rope
 
 MIB = 2**20
 #: A model of the Wan family with few, small pictures, which is traced at once.
@@ -148,6 +149,8 @@ def test_sharding_divides_the_base_and_gathers_two_blocks(needs):
     assert parts["adapter"] == 4 * whole.trained
     both = replace(run, distributed=replace(run.distributed, lora="sharded"))
     assert standing(eight.of(both))["adapter"] == 4 * (whole.trained // 8)
+    left = [standing(eight.of(one))["left by the update"] for one in (run, both)]
+    assert left[1] == pytest.approx(left[0] / 8)
     halves = replace(run, distributed=replace(run.distributed, shard_ranks=2))
     assert standing(eight.of(halves))["base"] == whole.base // 2
 
@@ -202,6 +205,45 @@ def test_the_way_out_is_enough_and_takes_no_more_than_it_must(needs):
     assert helped
     assert "rewards.hpsv3.options.quantization=8bit" in values
     assert not way_out(needs, GIB, changed)[1]
+
+
+def test_what_is_proposed_can_be_set(needs):
+    def changed(values):
+        return small(*values)
+
+    values, helped = way_out(needs, 5 * GIB, changed)
+    assert helped
+    assert {"rewards.hpsv3.name=remote", "rewards.videoalign_ta.name=remote"} <= set(values)
+    assert not any("quantization" in value or "max_tokens" in value for value in values)
+    eight = Needs(needs.run, 8)
+    eight._found = needs._found
+    values, _ = way_out(eight, GIB, changed)
+    assert "distributed.lora=sharded" in values
+    assert eight.of(changed(values)).ranks == 8
+
+
+def test_a_change_is_no_stronger_than_it_must_be(needs):
+    def changed(values):
+        return small(*values)
+
+    without = needs.of(small("model.options.text_device=cpu", "rewards.hpsv3.name=remote"))
+    usable = max(phase.total for phase in phases(without)) + int(6.5 * GIB)
+    values, helped = way_out(needs, usable, changed)
+    assert helped
+    assert "rewards.hpsv3.options.quantization=4bit" in values
+    assert not any("remote" in value or "videoalign" in value for value in values)
+
+
+def test_what_was_counted_before_changes_no_count():
+    run = small()
+    model = blueprint(run.model)
+    rope._rotations.cache_clear()
+    assert plan_passes.sampling(run, model, 1) == plan_passes.sampling(run, model, 1)
+
+
+def test_a_worker_scores_where_it_is_told():
+    worker = 'rewards.far={name="worker", options={target="hpsv3", device="cpu"}}'
+    assert [one.weights for one in reward_needs(load(["tiny"], [worker]), 33)][-1] == 0
 
 
 def test_weights_are_what_rewards_say_of_themselves():

@@ -1,8 +1,8 @@
 """Which sizes of batches fit into a memory, and what to set if none does."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from astrolabe.config import Run
 from astrolabe.plan_memory import phases
@@ -10,6 +10,11 @@ from astrolabe.plan_needs import Needs
 
 #: A rank below which an adapter is no longer made smaller.
 LEAST_RANK = 32
+
+#: Tokens that large rewards read at a time, where memory is short; it changes no score.
+FEW_TOKENS = 4096
+#: Stands for a machine that scores.
+SERVER = "http://HOST:8000"
 
 Base = Literal["replicated", "sharded"]
 BASES: Final[tuple[Base, ...]] = ("replicated", "sharded")
@@ -86,16 +91,21 @@ def way_out(
         return fits(needs.of(changed(_flat(taken))), usable)
 
     taken: list[Change] = []
+    seen: list[Change] = []
     for change in _changes(needs):
-        taken = [*(one for one in taken if _keys(one) != _keys(change)), change]
+        seen.append(change)
+        taken = [*(one for one in taken if not _replaces(change, one)), change]
         if enough(taken):
             break
     else:
         return _flat(taken), False
-    for change in reversed(taken):  # a later one may have made it needless
+    for change in reversed(taken):  # a later one may have made it needless, or too strong
         rest = [one for one in taken if one is not change]
-        if enough(rest):
-            taken = rest
+        milder = [one for one in seen if one != change and _replaces(change, one)]
+        for less in (rest, *([*rest, one] for one in milder)):
+            if enough(less):
+                taken = less
+                break
     return _enlarged(_flat(taken), needs.of(changed(_flat(taken))), usable), True
 
 
@@ -119,19 +129,49 @@ def _changes(needs: Needs) -> Iterator[Change]:
         yield ("rollout.batch_size=1",)
     if needs.model.kind == needs.model.text_kind == "cuda":
         yield ("model.options.text_device=cpu",)
+    large: dict[str, list[str]] = {}  # rewards that share their weights change together
+    for key, one in zip(run.rewards, needs.rewards, strict=True):
+        if one.question:
+            large.setdefault(one.name, []).append(key)
+    for keys in large.values():
+        if _options(run, keys[0])[1].get("max_tokens", FEW_TOKENS + 1) > FEW_TOKENS:
+            yield _set(run, keys, "max_tokens", FEW_TOKENS)
+    if run.rollout.overlap and run.rollout.commit != "best" and share.videos > 1:
+        yield ("rollout.overlap=false",)
     if needs.gpus > 1 and run.distributed.base == "replicated":
         yield ("distributed.base=sharded",)
-    for name in dict.fromkeys(one.name for one in needs.rewards if one.question):
-        same = [
-            key for key, one in zip(run.rewards, needs.rewards, strict=True) if one.name == name
-        ]
-        held = run.rewards[same[0]].options.get("quantization")
+    if needs.gpus > 1 and run.distributed.lora == "replicated":
+        yield "distributed.base=sharded", "distributed.lora=sharded"
+    for keys in large.values():
+        held = _options(run, keys[0])[1].get("quantization")
         for bits in {None: ("8bit", "4bit"), "8bit": ("4bit",)}.get(held, ()):
-            yield tuple(f"rewards.{key}.options.quantization={bits}" for key in same)
+            yield _set(run, keys, "quantization", bits)
     rank, alpha = run.lora.rank, run.lora.alpha
     while rank // 2 >= LEAST_RANK and not run.lora.start:  # a given adapter has its own rank
         rank, alpha = rank // 2, max(alpha // 2, 1)
         yield f"lora.rank={rank}", f"lora.alpha={alpha}"
+    for keys in large.values():
+        yield tuple(
+            value
+            for key in keys
+            for value in (
+                f"rewards.{key}.name=remote",
+                f"rewards.{key}.options.url={SERVER}",
+                f"rewards.{key}.options.reward={run.rewards[key].name or key}",
+            )
+        )
+
+
+def _options(run: Run, key: str) -> tuple[str, Mapping[str, Any]]:
+    """Where the options of a reward are, and what is given of them; a worker passes them on."""
+    term = run.rewards[key]
+    if term.name == "worker":
+        return f"rewards.{key}.options.options", term.options.get("options") or {}
+    return f"rewards.{key}.options", term.options
+
+
+def _set(run: Run, keys: Sequence[str], option: str, value: object) -> Change:
+    return tuple(f"{_options(run, key)[0]}.{option}={value}" for key in keys)
 
 
 def _variant(run: Run, checkpointing: bool, base: Base) -> Run:
@@ -154,6 +194,12 @@ def _last(rising: Sequence[int], good: Callable[[int], bool]) -> int:
 
 def _keys(change: Change) -> list[str]:
     return [value.partition("=")[0] for value in change]
+
+
+def _replaces(change: Change, earlier: Change) -> bool:
+    """Whether a change makes an earlier one void: the same settings, or a reward that moves."""
+    moved = tuple(key.removesuffix("name") for key in _keys(change) if key.endswith(".name"))
+    return set(_keys(earlier)) <= set(_keys(change)) or bool(moved and earlier[0].startswith(moved))
 
 
 def _flat(taken: Sequence[Change]) -> list[str]:

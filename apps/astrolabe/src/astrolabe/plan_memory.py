@@ -87,7 +87,8 @@ def standing(needs: Needs) -> Bytes:
         "old and reference": 2 * FLOAT * trained,
         "sums of gradients": DOUBLE * trained,
         "AdamW moments": 2 * FLOAT * trained,
-        "left by the update": int(needs.learned().held),
+        # Gradients, of which a process has no more than of the adapter.
+        "left by the update": int(needs.learned().held) * trained // sizes.trained,
         # Rewards of one name have one copy of their weights.
         **{f"reward {one.name}": one.weights for one in needs.rewards},
     }

@@ -27,6 +27,7 @@ from astrolabe.plan_model import Blueprint
 from astrolabe.plan_trace import Trace, recompute, traced
 from astrolabe.registry import build
 from astrolabe.world import World
+from astrolabe_rollout import rope
 from astrolabe_rollout.denoiser import Denoiser
 from astrolabe_rollout.lora import add_lora, trainable_parameters
 from astrolabe_rollout.model import VideoModel
@@ -42,7 +43,7 @@ class Figures:
     Attributes:
         peak: Most bytes at a time.
         held: Bytes that stay when it is done: what a policy, a decoder or a network remembers.
-        saved: Bytes that wait for the backward pass.
+        saved: Bytes that wait for the backward pass, beyond those held.
         flops: Floating-point operations.
         flops_fp32: Those of them on float32.
     """
@@ -71,10 +72,16 @@ def along(low: Figures, high: Figures, steps: float) -> Figures:
 
 def of_all_layers(plan: Blueprint, count: Callable[[VideoModel], Figures]) -> Figures:
     """Count with two small networks and return what the whole one takes."""
+
+    def of(layers: int | None) -> Figures:
+        # Rotations that an earlier count left would be missing here, and the difference between
+        # two networks is multiplied by the number of blocks.
+        rope._rotations.cache_clear()
+        return count(plan.build(layers))
+
     if plan.layers <= 2 * MORE:
-        return count(plan.build())
-    few, more = count(plan.build(FEW)), count(plan.build(MORE))
-    return along(few, more, (plan.layers - FEW) / (MORE - FEW))
+        return of(None)
+    return along(of(FEW), of(MORE), (plan.layers - FEW) / (MORE - FEW))
 
 
 def sampling(run: Run, plan: Blueprint, videos: int, window: int = 0) -> Figures:
@@ -162,7 +169,8 @@ def learning(run: Run, plan: Blueprint, windows: int) -> Figures:
             clip_grad_norm_(parameters.values(), run.train.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-            return replace(_counted(trace), saved=saved)
+            found = _counted(trace)
+            return replace(found, saved=saved - found.held)
 
     return of_all_layers(plan, count)
 

@@ -62,7 +62,8 @@ def reward_needs(run: Run, frames: int) -> list[RewardNeeds]:
     for key, term in run.rewards.items():
         name, options = term.name or key, term.options
         if name == "worker":
-            name, options = str(options.get("target", "")), options.get("options") or {}
+            moved = {"device": options["device"]} if options.get("device") else {}
+            name, options = str(options.get("target", "")), (options.get("options") or {}) | moved
         seen = run.rollout.overview if term.scope == "video" else frames
         size = run.model.options.get("height", 480), run.model.options.get("width", 832)
         found.append(_needs(name, options, f"rewards.{key}", seen, size))

@@ -7,10 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from astrolabe.plan import Plan, Verdict
-from astrolabe.plan_fit import Choice
+from astrolabe.plan_fit import SERVER, Choice
 from astrolabe.view import clock_time
 
-GIB = 2**30
+GIB, TIB = 2**30, 2**40
 #: Parts of a phase that are named.
 NAMED = 4
 
@@ -48,9 +48,11 @@ def render(plan: Plan) -> Iterator[RenderableType]:
 def size(count: float) -> str:
     """Write bytes for people.
 
-    >>> size(3 * 2**30), size(300 * 2**20)
-    ('3.0 GiB', '300.0 MiB')
+    >>> size(3 * 2**40), size(3 * 2**30), size(300 * 2**20)
+    ('3.0 TiB', '3.0 GiB', '300.0 MiB')
     """
+    if count >= TIB:
+        return f"{count / TIB:.1f} TiB"
     return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"
 
 
@@ -126,8 +128,10 @@ def _help(plan: Plan, verdict: Verdict) -> Iterator[RenderableType]:
     how = "it fits with" if verdict.helped else "it does not fit even with"
     lines = " ".join(f"--set {change}" for change in verdict.changes)
     yield Text(f"{verdict.card}: {how} {lines}")
+    if SERVER in lines:
+        yield Text(f"  {SERVER} is another GPU, where `astrolabe serve-rewards` runs.", style="dim")
     if not verdict.helped:
         yield Text(
-            "Take fewer pixels (model.options.height, width), fewer frames (rollout.num_frames), "
-            "or score on another GPU (astrolabe serve)."
+            "  Take fewer pixels (model.options.height, width) or frames (rollout.num_frames), or "
+            "more GPUs."
         )
