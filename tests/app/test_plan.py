@@ -303,6 +303,18 @@ def test_a_person_reads_what_is_large_whether_it_fits_and_what_to_set(made):
         assert word in told
 
 
+def test_a_narrow_terminal_cuts_no_word(needs, made):
+    eight = Needs(needs.run, 8)
+    eight._found = needs._found
+    wide = replace(made.verdicts[0], choices=choices(eight, GIB), card=CARDS[0].name)
+    console = Console(width=80, record=True, file=StringIO())
+    show(replace(made, verdicts=[wide]), console)
+    told = console.export_text()
+    assert "…" not in told
+    assert "without     without  with        with" in told
+    assert "replicated  sharded  replicated  sharded" in told
+
+
 @pytest.mark.parametrize(
     ("question", "told"),
     [

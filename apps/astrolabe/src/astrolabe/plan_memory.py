@@ -67,7 +67,7 @@ def phases(needs: Needs) -> list[Phase]:
         "update": kept
         | {
             "saved for backward": int(learned.saved),
-            "gradients, activations": int(learned.peak - learned.saved - learned.held),
+            "gradients and activations": int(learned.peak - learned.saved - learned.held),
         },
         "save": kept,
     }

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, Final, cast
 
 import torch
@@ -119,18 +119,23 @@ def blueprint(part: Part) -> Blueprint:
         )
     kind: Kind = "cpu" if options["device"] == "cpu" else "cuda"
     text_kind: Kind = "cpu" if (options["text_device"] or kind) == "cpu" else "cuda"
-    config: Any = UMT5Config(**UMT5_XXL)
-    with torch.device("meta"):
-        encoder = nn.Module.to(UMT5EncoderModel(config), dtype=DTYPES[options["dtype"]])
     return Blueprint(
         part,
         options,
         SIZES[options["size"]][0],
         kind,
         text_kind,
-        weight_bytes(encoder),
+        _text_bytes(options["dtype"]),
         (PROMPT_TOKENS, UMT5_XXL["d_model"]),
     )
+
+
+@cache  # a plan asks for each of some hundred settings
+def _text_bytes(dtype: str) -> int:
+    config: Any = UMT5Config(**UMT5_XXL)
+    with torch.device("meta"):
+        encoder = nn.Module.to(UMT5EncoderModel(config), dtype=DTYPES[dtype])
+    return weight_bytes(encoder)
 
 
 def weight_bytes(module: nn.Module) -> int:

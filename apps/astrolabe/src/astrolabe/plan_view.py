@@ -32,6 +32,9 @@ def render(plan: Plan) -> Iterator[RenderableType]:
     if plan.verdicts:
         yield Text()
         yield _verdicts(plan)
+        yield Text()
+        yield _choices(plan)
+        yield Text()
     for verdict in plan.verdicts:
         yield from _help(plan, verdict)
     for warning in plan.warnings:
@@ -96,28 +99,37 @@ def _verdicts(plan: Plan) -> Table:
     table.add_column("as it is")
     if plan.device == "cuda":
         table.add_column("step", justify="right")
-    for title in _titles(plan.verdicts[0].choices):
-        table.add_column(title)
     for verdict in plan.verdicts:
         fits = Text("fits", "green") if verdict.fits else Text("too big: ", "red")
         if not verdict.fits:
             fits.append(", ".join(verdict.over))
         time = [clock_time(verdict.seconds["step"])] if verdict.seconds else []
+        table.add_row(verdict.card, size(verdict.usable), fits, *time)
+    return table
+
+
+def _choices(plan: Plan) -> Table:
+    """A table of its own: beside the verdicts it would not fit into 80 columns."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", title_justify="left")
+    table.title = "largest rollout.batch_size x train.micro_batch, without and with checkpointing"
+    table.title_style = "dim"
+    table.add_column("card", no_wrap=True)
+    for title in _titles(plan.verdicts[0].choices):
+        table.add_column(title)
+    for verdict in plan.verdicts:
         found = [
             f"{one.batch_size} x {one.micro_batch}" if one.micro_batch else "-"
             for one in verdict.choices
         ]
-        table.add_row(verdict.card, size(verdict.usable), fits, *time, *found)
-    table.caption = "The last columns: largest rollout.batch_size x train.micro_batch."
-    table.caption_justify = "left"
+        table.add_row(verdict.card, *found)
     return table
 
 
 def _titles(choices: list[Choice]) -> list[str]:
     sharded = any(choice.base == "sharded" for choice in choices)
     return [
-        ("checkpointing" if choice.gradient_checkpointing else "none")
-        + (f", {choice.base}" if sharded else "")
+        ("with" if choice.gradient_checkpointing else "without")
+        + (f"\n{choice.base}" if sharded else "")
         for choice in choices
     ]
 
@@ -128,7 +140,7 @@ def _help(plan: Plan, verdict: Verdict) -> Iterator[RenderableType]:
     how = "it fits with" if verdict.helped else "it does not fit even with"
     lines = " ".join(f"--set {change}" for change in verdict.changes)
     yield Text(f"{verdict.card}: {how} {lines}")
-    if SERVER in lines:
+    if verdict.helped and SERVER in lines:
         yield Text(f"  {SERVER} is another GPU, where `astrolabe serve-rewards` runs.", style="dim")
     if not verdict.helped:
         yield Text(
