@@ -23,7 +23,7 @@ from astrolabe.plan_needs import Needs
 from astrolabe.plan_rewards import reward_needs, weights_from
 from astrolabe.plan_time import CARDS, Work, around
 from astrolabe.plan_view import show
-from astrolabe.plan_work import average_start
+from astrolabe.plan_work import average_start, step_work
 from astrolabe.registry import find, names
 from astrolabe_rollout import rope
 
@@ -175,6 +175,17 @@ def test_average_start_follows_the_schedule():
     assert start("rollout.length=5", "rollout.start=last") == 4
     assert start("rollout.curriculum=[[0, 1], [5, 11]]", "rollout.start=uniform") == 5
     assert start("rollout.length=9", "rollout.start=choice", "rollout.starts=[0, 4]") == 2
+
+
+def test_sampling_computes_more_with_windows_and_with_their_history(needs):
+    def flops(*changes):
+        return step_work(needs.of(small("rollout.batch_size=2", *changes)))["sample"].flops
+
+    assert flops("rollout.windows=2", "rollout.commit=each") == pytest.approx(2 * flops(), rel=1e-3)
+    near, far, farther = (flops(f"rollout.length={n}", "rollout.start=last") for n in (3, 4, 5))
+    assert near > flops()
+    assert far - near == pytest.approx(farther - far, rel=1e-3)
+    assert far > 1.05 * near
 
 
 def test_the_largest_batches_fit_and_the_next_do_not(needs):
