@@ -50,9 +50,19 @@ def test_large_videos_shrink_in_proportion(tmp_path):
     assert read_mp4(path).frames.shape == (2, 3, 60, 104)
 
 
-def test_the_bytes_of_a_video_do_not_depend_on_the_place(tmp_path, moving_square):
-    write_mp4(tmp_path / "video.mp4", moving_square(), 8)
-    assert (tmp_path / "video.mp4").read_bytes() == encode_mp4(moving_square(), 8)
+def test_bytes_and_files_hold_the_same_video_and_no_place(tmp_path, moving_square):
+    path, again = tmp_path / "video.mp4", tmp_path / "again.mp4"
+    write_mp4(path, moving_square(), 8)
+    data = encode_mp4(moving_square(), 8)
+    again.write_bytes(data)
+    # Not byte for byte: x264's lookahead reads memory that it has not set (valgrind), and now and
+    # then spends other bits on the same frames.
+    difference = read_mp4(path).frames.astype(int) - read_mp4(again).frames
+    assert np.square(difference).mean() < 6  # a PSNR of 40
+    assert read_mp4(path).fps == read_mp4(again).fps == 8
+    assert len(data) == pytest.approx(path.stat().st_size, rel=0.05)
+    assert tmp_path.name.encode() not in path.read_bytes()
+    assert b"astrolabe-" not in data
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path, moving_square):
