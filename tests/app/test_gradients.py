@@ -1,3 +1,6 @@
+import weakref
+
+import pytest
 import torch
 from torch import nn
 
@@ -50,3 +53,18 @@ def test_a_process_without_a_part_gets_a_gradient_all_the_same():
     gradients.clear()
     gradients.reduce()
     assert all((value.grad == 0.0).all() for value in parameters.values())
+
+
+def test_between_updates_nothing_is_kept():
+    parameters = made()
+    gradients = Gradients(parameters, ALONE)
+    gradients.clear()
+    give(parameters, torch.Generator().manual_seed(0))
+    gradients.add()
+    gradients.reduce()
+    handed = [weakref.ref(value.grad) for value in parameters.values()]
+    for value in parameters.values():
+        value.grad = None
+    assert not any(one() for one in handed)
+    with pytest.raises(RuntimeError, match=r"Call clear\(\)"):
+        gradients.add()

@@ -167,3 +167,21 @@ def test_shards_divide_the_processes(paper):
     with pytest.raises(ConfigError, match="Set it to 1, 2, 4 or 8, or to 0 for all"):
         check_world(sharded, 8)
     check_world(replace(paper, distributed=Distributed(base="sharded", shard_ranks=4)), 8)
+
+
+def test_processes_that_sample_and_those_that_learn_share_alike(paper):
+    def apart(count, run=paper):
+        return replace(run, distributed=Distributed(rollout_ranks=count))
+
+    check_world(apart(24), 8 + 24)
+    with pytest.raises(ConfigError, match=r"8 of 8 processes, which leaves none .* Start 9"):
+        check_world(apart(8), 8)
+    with pytest.raises(ConfigError, match=r"which 7 processes that learn cannot share"):
+        check_world(apart(1), 8)
+    with pytest.raises(ConfigError, match=r"which 7 processes that sample cannot share"):
+        check_world(apart(7), 8)
+    # Candidates of a group share a history where they are sampled, not where they are learned.
+    shared = with_rollout(paper, length=4)
+    check_world(apart(16, shared), 16 + 36)
+    with pytest.raises(ConfigError, match=r"dealt whole to 36 processes that sample"):
+        check_world(apart(36, shared), 36 + 16)

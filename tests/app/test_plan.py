@@ -92,8 +92,13 @@ def test_what_is_there_all_the_time_adds_up(needs):
     sizes, there = needs.sizes, standing(needs)
     assert there["base"] == sizes.base
     assert there["text encoder"] == pytest.approx(10.6 * GIB, rel=0.01)
-    of_adapter = ("adapter", "old and reference", "AdamW moments", "sums of gradients")
-    assert sum(there[name] for name in of_adapter) == (4 + 8 + 8 + 8) * sizes.trained
+    of_adapter = ("adapter", "snapshots", "AdamW moments")
+    assert sum(there[name] for name in of_adapter) == (4 + 8 + 8) * sizes.trained
+    update = next(phase.parts for phase in phases(needs) if phase.name == "update")
+    assert update["sums of gradients"] == 8 * sizes.trained
+    assert update["gradients and activations"] > 4 * sizes.trained
+    behind = standing(needs.of(small("rollout.lag=1")))
+    assert behind["snapshots"] == 3 * 4 * sizes.trained
     # The three scores of VideoAlign share one copy.
     rewards = [name for name in there if name.startswith("reward ")]
     assert rewards == ["reward hpsv3", "reward videoalign"]
@@ -149,8 +154,8 @@ def test_sharding_divides_the_base_and_gathers_two_blocks(needs):
     assert parts["adapter"] == 4 * whole.trained
     both = replace(run, distributed=replace(run.distributed, lora="sharded"))
     assert standing(eight.of(both))["adapter"] == 4 * (whole.trained // 8)
-    left = [standing(eight.of(one))["left by the update"] for one in (run, both)]
-    assert left[1] == pytest.approx(left[0] / 8)
+    update = next(phase.parts for phase in phases(eight.of(both)) if phase.name == "update")
+    assert update["sums of gradients"] == 8 * (whole.trained // 8)
     halves = replace(run, distributed=replace(run.distributed, shard_ranks=2))
     assert standing(eight.of(halves))["base"] == whole.base // 2
 

@@ -119,7 +119,8 @@ def ranks(process):
 
 def of_one(lines):
     """Metrics without those that only several processes have."""
-    return [{k: v for k, v in line.items() if not k.startswith("straggler/")} for line in lines]
+    several = ("straggler/", "rollout/")
+    return [{k: v for k, v in line.items() if not k.startswith(several)} for line in lines]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -131,6 +132,42 @@ def test_torchrun_starts_again_after_a_killed_rank_bit_for_bit(small, straight, 
     os.kill(ranks(process)[rank], signal.SIGKILL)
     finish(process)
     assert of_one(metrics(folder)) == straight
+
+
+APART = ("rollout.lag=1", "distributed.rollout_ranks=1")
+
+
+@pytest.fixture(scope="module")
+def late(small, tmp_path_factory):
+    """A run of one process whose videos are sampled one step behind."""
+    folder = tmp_path_factory.mktemp("late") / "run"
+    finish(astrolabe("train", *options([*small, APART[0]]), "--out", folder))
+    return metrics(folder)
+
+
+@pytest.mark.parametrize("rank", [0, 2], ids=["learns", "samples"])
+def test_a_killed_rank_that_learns_or_samples_costs_no_bit(small, late, tmp_path, rank):
+    folder = tmp_path / "run"
+    again = ("--max-restarts=2", "--monitor-interval=0.2", "-m", "astrolabe", "train")
+    process = torchrun(3, *again, *options([*small, *APART]), "--out", folder)
+    wait_for_line(folder, 3)
+    os.kill(ranks(process)[rank], signal.SIGKILL)
+    finish(process)
+    assert of_one(metrics(folder)) == late
+
+
+@pytest.mark.parametrize("rank", [0, 2], ids=["learns", "samples"])
+def test_any_rank_that_is_asked_to_stop_stops_all(small, late, tmp_path, rank):
+    folder = tmp_path / "run"
+    command = ("-m", "astrolabe", "train", *options([*small, *APART]), "--out", folder)
+    process = torchrun(3, *command)
+    wait_for_line(folder, 2)
+    os.kill(ranks(process)[rank], signal.SIGUSR1)
+    finish(process)
+    assert 2 <= len(metrics(folder)) < 6
+    apart = ("--set", "distributed.rollout_ranks=0", "--force")
+    finish(astrolabe("train", "--resume", folder, *apart))  # each process samples and learns
+    assert of_one(metrics(folder)) == late
 
 
 def test_a_run_goes_on_with_another_number_of_processes(small, straight, tmp_path):

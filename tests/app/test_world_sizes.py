@@ -39,6 +39,25 @@ def test_two_processes_train_as_one_bit_for_bit(small, alone, processes):
     assert found[0]["adapter"] != found[1]["adapter"]
 
 
+@pytest.mark.parametrize(
+    ("count", "sampling", "changes"),
+    [
+        (3, 1, ("rollout.lag=1",)),
+        pytest.param(3, 2, (), marks=pytest.mark.slow),
+        pytest.param(4, 2, ("rollout.lag=1", "rollout.windows=2"), marks=pytest.mark.slow),
+        pytest.param(2, 1, ("objective.name=dpo", "objective.options={}"), marks=pytest.mark.slow),
+    ],
+)
+def test_processes_that_only_sample_change_nothing(
+    small, alone, processes, count, sampling, changes
+):
+    steps = ("train.steps=3", *changes)
+    settings = [*small, *SETTINGS, *steps, f"distributed.rollout_ranks={sampling}"]
+    found = lines(processes(SCRIPT, count, *settings))
+    assert len({one["adapter"] for one in found}) == 3
+    assert found == alone(*steps)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize(

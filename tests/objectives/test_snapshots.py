@@ -164,6 +164,16 @@ def test_advance_moves_old_and_renews_the_reference_on_schedule(network, nudge):
     assert decays == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
 
 
+def test_a_copy_behind_is_old_of_the_step_before(network, nudge):
+    snapshots = Snapshots(network, "old", "behind", old_decay=lambda step: 0.5)
+    for step in range(3):
+        before = {key: value.clone() for key, value in snapshots.values("old").items()}
+        nudge(network)
+        snapshots.advance(step, kl=0.0)
+        assert all(torch.equal(snapshots.values("behind")[key], before[key]) for key in before)
+    assert any((snapshots.values("old")[key] != before[key]).any() for key in before)
+
+
 def test_advance_leaves_copies_of_other_names_alone(network, nudge):
     snapshots = Snapshots(network, "best")
     nudge(network)

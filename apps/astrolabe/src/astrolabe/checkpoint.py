@@ -32,7 +32,7 @@ def restore(folder: RunFolder, parts: Parts) -> tuple[int, list[str]]:
         CheckpointError: If none is whole, or the newest whole one was made with other settings.
         SystemExit: On other processes than the main one, which says why.
     """
-    world = parts.world
+    world = parts.everyone
     damaged: dict[str, str] = {}
     while True:
         found = world.lead(lambda: _newest_whole(folder, damaged))

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from typing import TypeAlias
 
 import torch
 from tensordict import TensorDictBase
@@ -12,14 +13,42 @@ from astrolabe.clock import Clock
 from astrolabe.compose import Parts
 from astrolabe.config import Run
 from astrolabe.shown import Extremes
+from astrolabe_objectives.snapshots import OLD
+from astrolabe_rollout.collector import make_collector
 
 PIXELS = ("video", "pixels")
 OVERVIEW = ("video", "overview")
 
 
-def collect(
-    batches: Iterator[TensorDictBase], parts: Parts, run: Run, clock: Clock
-) -> tuple[TensorDictBase, TensorDictBase]:
+#: Windows of a step ``[n, T]`` without pixels, and some of its videos with them.
+Collected: TypeAlias = tuple[TensorDictBase, TensorDictBase]
+
+
+def collected(run: Run, parts: Parts, clock: Clock, first: int) -> Iterator[Collected]:
+    """Sample and score step after step, from step ``first`` on; each when it is asked for."""
+    steps = run.train.steps - first
+    batches = iter(
+        make_collector(parts.env, parts.behaviour, max(steps, 1) * parts.env.sampler.parts)
+    )
+    for _ in range(steps):
+        yield collect(batches, parts, run, clock)
+
+
+def received(run: Run, parts: Parts, clock: Clock, first: int) -> Iterator[Collected]:
+    """Get the windows of each step from the processes that sample; see `collected`."""
+    handover, sampler = parts.handover, parts.env.sampler
+    assert handover is not None  # or nobody would send any
+    for _ in range(first, run.train.steps):
+        with clock("wait"):
+            taken = handover.take(parts.snapshots.values(OLD))
+        for _ in range(sampler.parts):  # what is saved is where those that sample are
+            sampler.advance()
+        for name, amount in taken.figures.items():
+            clock.count(name, amount)
+        yield taken.batch, taken.shown
+
+
+def collect(batches: Iterator[TensorDictBase], parts: Parts, run: Run, clock: Clock) -> Collected:
     """Sample and score a step's videos; a part of them is scored while the next is sampled.
 
     All of them are sampled by one policy: the overlap ends with the step. The phase ``score`` is

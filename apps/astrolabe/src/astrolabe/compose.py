@@ -25,6 +25,7 @@ from astrolabe.compose_rewards import (
 from astrolabe.config import Part, Run
 from astrolabe.errors import ConfigError
 from astrolabe.gradients import Gradients
+from astrolabe.handover import Handover
 from astrolabe.memory_retry import MicroBatch
 from astrolabe.parallel import shard_mesh, union_of_windows
 from astrolabe.prompts import prompt_list
@@ -37,6 +38,7 @@ from astrolabe_objectives import (
     ReferenceReset,
     Snapshots,
 )
+from astrolabe_objectives.snapshots import BEHIND, OLD, REFERENCE
 from astrolabe_rewards import CompositeReward, Monitors
 from astrolabe_rollout.denoiser import Denoiser
 from astrolabe_rollout.env import PromptEnv
@@ -83,11 +85,14 @@ class Parts:
     """Everything that takes part in a run."""
 
     world: World
+    """The processes that do the same as this one: all of them, or those that learn, or sample."""
+    handover: Handover | None
+    """Between those that sample and those that learn; None: all do both."""
     model: VideoModel
     env: PromptEnv
     policy: Policy
     behaviour: TensorDictModuleBase
-    """The policy with the averaged weights: what samples the data, and what a run is judged by."""
+    """The policy with the averaged weights ("old"), or those it is to sample with ("behind")."""
     denoiser: Denoiser
     reward: CompositeReward
     monitors: Monitors
@@ -103,6 +108,11 @@ class Parts:
     gradients: Gradients
     micro_batch: MicroBatch
     optimizer: torch.optim.Optimizer
+
+    @property
+    def everyone(self) -> World:
+        """All processes."""
+        return self.world if self.handover is None else self.handover.world
 
 
 def compose(run: Run, world: World = ALONE) -> Parts:
@@ -170,10 +180,15 @@ def compose(run: Run, world: World = ALONE) -> Parts:
     schedule = window_schedule(run)
     policy = build_policy(run, model, reward, record=STEPS in loss.in_keys)
     shuffle = torch.Generator()
+    handover, samplers = None, world
+    if run.distributed.rollout_ranks and world.size > 1:
+        handover = Handover(run, world)
+        world, samplers = handover.own, handover.samplers
     windows = run.rollout.num_prompts * run.rollout.group_size * run.rollout.windows
     share = windows // world.size
     return Parts(
         world=world,
+        handover=handover,
         model=model,
         env=PromptEnv(
             GroupSampler(
@@ -181,8 +196,8 @@ def compose(run: Run, world: World = ALONE) -> Parts:
                 num_prompts=run.rollout.num_prompts,
                 group_size=run.rollout.group_size,
                 seed=run.train.seed,
-                rank=world.rank,
-                world_size=world.size,
+                rank=samplers.rank,
+                world_size=samplers.size,
                 batch_size=run.rollout.batch_size or None,
             ),
             model,
@@ -190,7 +205,7 @@ def compose(run: Run, world: World = ALONE) -> Parts:
             scene_windows=run.rollout.scene_windows,
         ),
         policy=policy,
-        behaviour=snapshots.bind("old", policy),
+        behaviour=snapshots.bind(sampling_copy(run), policy),
         denoiser=denoiser,
         reward=reward,
         monitors=Monitors(),
@@ -286,8 +301,7 @@ def build_snapshots(run: Run, network: nn.Module) -> Snapshots:
         reset = AdaptiveReferenceReset(settings.reference_max_kl, settings.reference_max_epochs)
     return Snapshots(
         network,
-        "old",
-        "reference",
+        *(OLD, REFERENCE, BEHIND)[: 2 + run.rollout.lag],
         old_decay=OldDecay(
             start=settings.old_decay,
             slope=settings.old_slope,
@@ -297,6 +311,11 @@ def build_snapshots(run: Run, network: nn.Module) -> Snapshots:
         ),
         reference_reset=reset,
     )
+
+
+def sampling_copy(run: Run) -> str:
+    """Name of the copy that samples."""
+    return BEHIND if run.rollout.lag else OLD
 
 
 def objective_options(run: Run) -> dict[str, Any]:

@@ -91,6 +91,9 @@ class Rollout:
     """Videos sampled and scored together; 0: all of a step. No result depends on it."""
     overlap: bool = True
     """Score these while the next are sampled, both by the same policy; needs a ``batch_size``."""
+    lag: int = 0
+    """Steps by which the policy that samples is behind "old": 0, or 1, so that processes that only
+    sample (``distributed.rollout_ranks``) make the next videos while the others learn."""
 
     def __post_init__(self) -> None:
         at_least("num_prompts", self.num_prompts, 1)
@@ -100,6 +103,8 @@ class Rollout:
         at_least("length", self.length, 0)
         at_least("scene_windows", self.scene_windows, 0)
         at_least("overview", self.overview, 2)
+        if self.lag not in (0, 1):
+            raise ValueError(f"lag is {self.lag}. Set it to 0 or 1.")
         videos = self.num_prompts * self.group_size
         if self.batch_size and videos % self.batch_size:
             raise ValueError(
@@ -211,15 +216,24 @@ class Distributed:
     """The same of adapter, optimiser and snapshots; sharded only with a sharded base."""
     shard_ranks: int = 0
     """Processes that share one copy of a sharded base; it divides their number. 0: all."""
+    rollout_ranks: int = 0
+    """Processes, the last ones, that sample and score for the others, which then only learn. 0: all
+    do both. They sample while the others learn if ``rollout.lag`` is 1."""
     timeout: float = 1800.0
     """Seconds without progress after which a process counts as hung and the run ends."""
 
     def __post_init__(self) -> None:
         at_least("shard_ranks", self.shard_ranks, 0)
+        at_least("rollout_ranks", self.rollout_ranks, 0)
         above_zero("timeout", self.timeout)
         if self.lora == "sharded" and self.base == "replicated":
             raise ValueError(
                 "lora is 'sharded' but base is 'replicated'. Set distributed.base to 'sharded' too."
+            )
+        if self.rollout_ranks and self.base == "sharded":
+            raise ValueError(
+                f"rollout_ranks is {self.rollout_ranks} but base is 'sharded', whose ranks must "
+                "all make the same passes. Set one of them to its default."
             )
 
 
@@ -281,6 +295,11 @@ class Logging:
     """Videos of each of these times: the best and the worst of half as many groups."""
     backends: tuple[Literal["csv", "tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     """TorchRL loggers to use beside metrics.jsonl."""
+
+    def shows(self, step: int) -> bool:
+        """Whether videos of a step, counted from 1, are kept."""
+        every = self.samples_every
+        return bool(every) and (step == 1 or step % every == 0)
 
     def __post_init__(self) -> None:
         at_least("checkpoint_every", self.checkpoint_every, 1)
@@ -359,6 +378,13 @@ class Run:
             raise ValueError(
                 f"evaluation.judges.{twice[0]} is a reward of this run too, and a judge must not "
                 "be trained on. Remove it from one of the two."
+            )
+        judging = self.rollout.commit == "best" and self.composite.normalise == "running"
+        if self.distributed.rollout_ranks and judging:
+            raise ValueError(
+                "distributed.rollout_ranks is set, and rollout.commit 'best' compares by the "
+                "running statistics of composite.normalise, which processes that learn keep. "
+                "Choose another commit or another normalise."
             )
         videos = self.rollout.num_prompts * self.rollout.group_size * self.rollout.windows
         if videos % self.train.updates:

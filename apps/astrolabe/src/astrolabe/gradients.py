@@ -28,37 +28,51 @@ class Gradients:
         self._world = world
         first = next(iter(self._parameters.values()))
         self._sharded = isinstance(first, DTensor)
-        sizes = [_local(value).numel() for value in self._parameters.values()]
-        self._sum = torch.zeros(sum(sizes), dtype=torch.float64, device=_local(first).device)
-        views = torch.split(self._sum, sizes)
-        self._views = dict(zip(self._parameters, views, strict=True))
+        self._sizes = [_local(value).numel() for value in self._parameters.values()]
+        self._device = _local(first).device
+        # Nothing between two updates: sampling and scoring need the room.
+        self._sum: Tensor | None = None
         self._last: dict[str, Tensor] = {}
 
     def clear(self) -> None:
         """Begin a new sum."""
-        self._sum.zero_()
+        self._sum = torch.zeros(sum(self._sizes), dtype=torch.float64, device=self._device)
         self._last.clear()
         for parameter in self._parameters.values():
             parameter.grad = None
 
     def add(self) -> None:
         """Take in the gradients of a backward pass, and clear them."""
-        for name, parameter in self._parameters.items():
+        for (name, parameter), view in zip(self._parameters.items(), self.views, strict=True):
             assert parameter.grad is not None  # `check_gradients` says why in better words
-            self._views[name].add_(_local(parameter.grad).flatten())
+            view.add_(_local(parameter.grad).flatten())
             self._last[name], parameter.grad = parameter.grad, None
 
     @torch.no_grad()
     def reduce(self) -> None:
-        """Sum over the processes, and make the sum the gradient of the parameters."""
+        """Sum over the processes, make the sum the gradient of the parameters, and forget it."""
+        views = self.views
         if not self._sharded:
+            assert self._sum is not None  # it has views
             self._world.sum(self._sum)
-        for name, parameter in self._parameters.items():
-            gradient = self._last.get(name)
+        for (name, parameter), view in zip(self._parameters.items(), views, strict=True):
+            gradient = self._last.pop(name, None)
             if gradient is None:  # this process had no part of the minibatch
                 gradient = torch.zeros_like(parameter)
-            _local(gradient).copy_(self._views[name].view_as(_local(gradient)))
+            _local(gradient).copy_(view.view_as(_local(gradient)))
             parameter.grad = gradient
+        self._sum = None
+
+    @property
+    def views(self) -> tuple[Tensor, ...]:
+        """This process's sum for each parameter, flat, in their order.
+
+        Raises:
+            RuntimeError: If no sum was begun.
+        """
+        if self._sum is None:
+            raise RuntimeError("there is no sum of gradients. Call clear() before each update.")
+        return torch.split(self._sum, self._sizes)
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -141,7 +141,12 @@ def check_world(run: Run, size: int) -> None:
     Raises:
         ConfigError: Names the numbers of processes, and the numbers of prompts, that would do.
     """
-    given = run.rollout.num_prompts
+    given, sampling = run.rollout.num_prompts, run.distributed.rollout_ranks
+    if sampling >= size:
+        raise ConfigError(
+            f"distributed.rollout_ranks is {sampling} of {size} processes, which leaves none to "
+            f"learn. Start {sampling + 1} processes or more, or set it to 0."
+        )
     problem = _uneven(run, size, given)
     if problem:
         videos = given * run.rollout.group_size
@@ -164,25 +169,32 @@ def _uneven(run: Run, size: int, prompts: int) -> str:
     rollout, updates = run.rollout, run.train.updates
     videos = prompts * rollout.group_size
     windows = videos * rollout.windows
-    if videos % size:
-        return (
-            f"a step has {videos} videos ({prompts} prompts times rollout.group_size "
-            f"{rollout.group_size}), which {size} processes cannot share evenly."
-        )
-    if rollout.shared and prompts % size:
+    apart = run.distributed.rollout_ranks
+    if apart >= size:
+        return "too few processes are left to learn."
+    learning, sampling = size - apart, apart or size
+    those_learn, those_sample = (" that learn", " that sample") if apart else ("", "")
+    for number, those in ((learning, those_learn), (sampling, those_sample)):
+        if videos % number:
+            return (
+                f"a step has {videos} videos ({prompts} prompts times rollout.group_size "
+                f"{rollout.group_size}), which {number} processes{those} cannot share evenly."
+            )
+    if rollout.shared and prompts % sampling:
         return (
             f"the videos of a prompt share their history, and {prompts} prompts cannot be dealt "
-            f"whole to {size} processes."
+            f"whole to {sampling} processes{those_sample}."
         )
-    if windows % (updates * size):
+    if windows % (updates * learning):
         return (
             f"{windows} windows of a step in {updates} updates (train.updates) cannot be shared "
-            f"evenly by {size} processes."
+            f"evenly by {learning} processes{those_learn}."
         )
-    if rollout.batch_size and videos // size % rollout.batch_size:
+    if rollout.batch_size and videos // sampling % rollout.batch_size:
         return (
             f"rollout.batch_size is {rollout.batch_size}, which does not divide the "
-            f"{videos // size} videos of each of {size} processes. Set it to a divisor, or to 0."
+            f"{videos // sampling} videos of each of {sampling} processes{those_sample}. Set it to "
+            "a divisor, or to 0."
         )
     return ""
 

@@ -150,6 +150,12 @@ def _check(question: Question, run: Run) -> None:
         raise ConfigError(f"--reserve is {question.reserve:g}. Give a share from 0 to below 1.")
     if not 0 < question.utilisation <= 1:
         raise ConfigError(f"--utilisation is {question.utilisation:g}. Give a share up to 1.")
+    if run.distributed.rollout_ranks:
+        raise ConfigError(
+            "plan counts processes that sample and learn. Leave distributed.rollout_ranks at 0, "
+            "and ask twice: with --gpus for those that sample, whose phases are sample, decode and "
+            "score, and with --gpus for those that learn, whose phase is update."
+        )
     videos = rollout.num_prompts * rollout.group_size
     share = videos // gpus
     nearest = max(n for n in range(1, gpus + 1) if videos % n == 0)

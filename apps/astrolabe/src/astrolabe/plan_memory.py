@@ -66,8 +66,10 @@ def phases(needs: Needs) -> list[Phase]:
         "score": kept | scoring | made | {"pixels": pixels},
         "update": kept
         | {
+            "sums of gradients": DOUBLE * _trained(needs),
             "saved for backward": int(learned.saved),
-            "gradients and activations": int(learned.peak - learned.saved - learned.held),
+            "gradients and activations": int(learned.peak - learned.saved - learned.held)
+            - DOUBLE * needs.sizes.trained,  # sums of the whole adapter, as it was traced
         },
         "save": kept,
     }
@@ -84,8 +86,7 @@ def standing(needs: Needs) -> Bytes:
         "codec": sizes.codec,
         "text encoder": model.text_bytes if model.text_kind == model.kind else 0,
         "adapter": FLOAT * trained,
-        "old and reference": 2 * FLOAT * trained,
-        "sums of gradients": DOUBLE * trained,
+        "snapshots": (2 + needs.run.rollout.lag) * FLOAT * trained,
         "AdamW moments": 2 * FLOAT * trained,
         # Gradients, of which a process has no more than of the adapter.
         "left by the update": int(needs.learned().held) * trained // sizes.trained,

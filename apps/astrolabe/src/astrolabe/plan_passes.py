@@ -158,9 +158,10 @@ def learning(run: Run, plan: Blueprint, windows: int) -> Figures:
             gradients.clear()
             _fill_gradients(parameters)
             gradients.add()
+            before = trace.live
             losses = loss(micro.apply(_on_device))
             total = sum(value for name, value in losses.items() if name.startswith("loss_"))
-            saved = trace.live
+            saved = trace.live - before
             del losses
             torch.autograd.backward(total)
             del total
@@ -170,7 +171,7 @@ def learning(run: Run, plan: Blueprint, windows: int) -> Figures:
             optimizer.step()
             optimizer.zero_grad()
             found = _counted(trace)
-            return replace(found, saved=saved - found.held)
+            return replace(found, saved=saved)
 
     return of_all_layers(plan, count)
 

@@ -21,6 +21,7 @@ from astrolabe.compose import Parts
 from astrolabe.config import Run
 from astrolabe.run_folder import RunFolder
 from astrolabe.state_files import read_tensors, split, to_cpu, write_rest, write_tensors
+from astrolabe.world import World
 from astrolabe_rollout.lora import save_lora
 
 #: Everything in the folder of a run but checkpoints.
@@ -73,7 +74,7 @@ class Saver:
         self._keep = keep
         self._best = best
         # The thread's messages must not mix with those of the steps that go on meanwhile.
-        self._group = _own_group() if parts.world.size > 1 else None
+        self._group = _own_group(parts.world) if parts.world.size > 1 else None
         self._thread = ThreadPoolExecutor(1, "saving")
         self._running: tuple[int, Future[None]] | None = None
         self._told: list[str] = []
@@ -161,8 +162,10 @@ class Saver:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _own_group() -> ProcessGroup:
-    group = dist.new_group(backend="gloo")
+def _own_group(world: World) -> ProcessGroup:
+    """Another group of the same processes."""
+    ranks = dist.get_process_group_ranks(world.group)
+    group = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
     assert isinstance(group, ProcessGroup)  # it is none for processes that are left out alone
     return group
 

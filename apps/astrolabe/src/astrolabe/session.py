@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from astrolabe import checkpoint, crash
 from astrolabe.clock import Clock
@@ -24,6 +25,7 @@ from astrolabe.guard import StepGuard
 from astrolabe.launch_errors import check_world
 from astrolabe.rank_log import RankLog, log_to
 from astrolabe.recipe_changes import check_changes
+from astrolabe.rollout_rank import sample_only
 from astrolabe.run_folder import RunFolder
 from astrolabe.run_lock import RunLock
 from astrolabe.sameness import check_same
@@ -144,6 +146,10 @@ def _compose(run: Run, world: World, folder: RunFolder) -> Parts:
     """Build the parts, and see that all processes have the same and the disk has room."""
     parts = compose(run, world)
     check_same(world, run, parts)
+    if parts.handover is not None and parts.handover.learns:
+        for unused in (parts.model.encoder, parts.model.codec):
+            if isinstance(unused, nn.Module):
+                unused.to("cpu")  # those that sample have them
     world.lead(lambda: folder.check_space(space_needed(run, parts)))
     return parts
 
@@ -181,12 +187,14 @@ def _train(
     parts, first = begin(view)
     if first >= run.train.steps:
         return True
-    saver = Saver(folder, parts, keep=run.logging.keep, best=run.logging.keep_best)
-    guard = StepGuard(folder, run, view, world)
-    slow = SlowRank(world)
     watchdog = Watchdog(folder.path, world, run.distributed.timeout, log.watching(view.phase))
     clock = Clock(watchdog.phase)
     log.step = first + 1
+    slow = SlowRank(world)
+    if parts.handover is not None and not parts.handover.learns:
+        return _sample(run, parts, clock, first, watchdog, log)
+    saver = Saver(folder, parts, keep=run.logging.keep, best=run.logging.keep_best)
+    guard = StepGuard(folder, run, view, world)
     with ExitStack() as stack, suppress(KeyboardInterrupt):
         stack.enter_context(view)
         interrupted = stack.enter_context(interruptible(aloud=world.main))
@@ -201,7 +209,8 @@ def _train(
             log.step = step.number + 1
             if hint := slow.watch(step.metrics):
                 view.say(hint)
-            leave = world.any(bool(interrupted))  # a signal may have come to some of them only
+            asked = bool(interrupted) or (parts.handover is not None and parts.handover.asked)
+            leave = parts.world.any(asked)  # a signal may have come to some of them only
             last = step.number == run.train.steps or guard.stop
             with clock("save"):
                 _say(view, saver.settle())  # what the last step began: no more is ever lost
@@ -209,6 +218,8 @@ def _train(
                     saver.save(step.number, step.metrics)
                 if last or leave:
                     _say(view, saver.settle())
+                    if parts.handover is not None:
+                        parts.handover.end(left=leave)
             if last and not leave:
                 guard.end(step)
                 saver.check()
@@ -219,6 +230,18 @@ def _train(
         f"Stopped; saved after step {saver.saved} of {run.train.steps}. "
         f"Go on with: astrolabe train --resume {folder.path}"
     )
+    return False
+
+
+def _sample(
+    run: Run, parts: Parts, clock: Clock, first: int, watchdog: Watchdog, log: RankLog
+) -> bool:
+    """Sample for the processes that learn; False if somebody stopped them."""
+    assert parts.handover is not None  # it tells how they ended
+    with suppress(KeyboardInterrupt), interruptible(aloud=False) as interrupted, watchdog:
+        for step in sample_only(run, parts, clock, first, lambda: bool(interrupted)):
+            log.step = step + 1
+        return not parts.handover.left
     return False
 
 
@@ -236,8 +259,7 @@ def _say(view: View, texts: list[str]) -> None:
 
 def _keep_samples(folder: RunFolder, run: Run, step: Step, view: View) -> None:
     """Write the step's videos that are to be shown, then ``index.json``, which describes them."""
-    every = run.logging.samples_every
-    if not every or (step.number % every and step.number != 1):
+    if not run.logging.shows(step.number):
         return
     place = folder.samples / f"step-{step.number:06d}"
     videos = describe(step.judged, step.shown, list(run.rewards))

@@ -12,7 +12,8 @@ from astrolabe.world import World
 Metrics = dict[str, float]
 
 #: What a process does by itself, before it meets the others.
-OWN_WORK = ("time/sample_s", "time/score_s")
+SAMPLING = "time/sample_s"
+OWN_WORK = (SAMPLING, "time/score_s")
 WAITING = "time/wait_s"
 MEMORY = "memory/peak_gib"
 RANK, EXCESS = "straggler/rank", "straggler/excess"
@@ -51,13 +52,13 @@ def compare(everyone: Sequence[Mapping[str, float]], videos: int) -> Metrics:
         both by the slowest rank, and ``memory/peak_gib``, the largest. With several processes also
         ``straggler/<phase>_s``, seconds from the median to the slowest rank; ``straggler/rank``,
         which had most to do by itself (sampling and scoring); and ``straggler/excess``, by what
-        share of the median it was slower there.
+        share of the median it was slower there; the last two only of processes that sample.
     """
     phases = [name for name in everyone[0] if name.startswith("time/")]
     slowest = {phase: max(one.get(phase, 0.0) for one in everyone) for phase in phases}
     whole = max(sum(one.get(phase, 0.0) for phase in phases) for one in everyone)
     metrics = {MEMORY: max(one.get(MEMORY, 0.0) for one in everyone)}
-    for name, seconds in (("videos", whole), ("sampled", slowest.get("time/sample_s", 0.0))):
+    for name, seconds in (("videos", whole), ("sampled", slowest.get(SAMPLING, 0.0))):
         if seconds:
             metrics[f"throughput/{name}_per_s"] = videos / seconds
     if len(everyone) == 1:
@@ -65,6 +66,8 @@ def compare(everyone: Sequence[Mapping[str, float]], videos: int) -> Metrics:
     for phase in (name for name in phases if name != WAITING):
         middle = median(one.get(phase, 0.0) for one in everyone)
         metrics[phase.replace("time/", "straggler/")] = slowest[phase] - middle
+    if SAMPLING not in slowest:  # other processes do that, and compare themselves
+        return metrics
     own = [sum(one.get(phase, 0.0) for phase in OWN_WORK) for one in everyone]
     metrics[RANK] = float(own.index(max(own)))
     metrics[EXCESS] = max(own) / median(own) - 1 if median(own) else 0.0

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 
 from astrolabe.clock import Clock
-from astrolabe.collect import collect
+from astrolabe.collect import collected, received
 from astrolabe.compose import Parts
 from astrolabe.config import Run
 from astrolabe.invariants import check_batch, check_first_update, check_gradients
@@ -25,7 +25,6 @@ from astrolabe.monitors import monitor_metrics
 from astrolabe.stragglers import compared
 from astrolabe_objectives import group_statistics
 from astrolabe_objectives.keys import NOISE_SEED
-from astrolabe_rollout.collector import make_collector
 from astrolabe_rollout.prompts import noise_seed
 
 SELECTED = ("kl", "selected")
@@ -86,15 +85,13 @@ def train(run: Run, parts: Parts, clock: Clock, first: int = 0) -> Iterator[Step
         clock: Measures the phases and tells whoever watches.
         first: Steps that are finished already.
     """
-    batches = iter(
-        make_collector(
-            parts.env, parts.behaviour, (run.train.steps - first) * parts.env.sampler.parts
-        )
-    )
+    # Sampled by "old" here, or by processes that do nothing else.
+    source = collected if parts.handover is None else received
+    videos = source(run, parts, clock, first)
     for step in range(first, run.train.steps):
         reseed(parts, run.train.seed, step)
-        # This process's [n, T] windows, sampled by "old" and scored: + ("score", *)
-        batch, shown = collect(batches, parts, run, clock)
+        # This process's [n, T] windows, scored: + ("score", *)
+        batch, shown = next(videos)
         with clock("wait"):  # for the slowest process
             judged = parts.world.gather(batch.select(*JUDGED))  # [N, T]
         with clock("score"):

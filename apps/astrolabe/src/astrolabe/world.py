@@ -7,7 +7,7 @@ columns, so that nothing has to be sent back.
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Self, TypeVar
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from tensordict import NonTensorStack, TensorDict, TensorDictBase, is_leaf_nontensor
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from astrolabe.joining import join
 from astrolabe.launch_errors import explained, world_size
@@ -33,11 +34,13 @@ class World:
         rank: Number of this process, from 0.
         size: How many there are.
         local_rank: Number of this process on its machine, which is that of its GPU.
+        group: Of torch.distributed; None: that of all processes.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    group: ProcessGroup | None = None
 
     @classmethod
     def start(cls, timeout: float) -> Self:
@@ -62,6 +65,13 @@ class World:
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
         return cls(dist.get_rank(), dist.get_world_size(), local_rank)
 
+    def part(self, ranks: Sequence[int]) -> "World | None":
+        """Some of the processes as a world of their own; None if this one is not among them."""
+        group = dist.new_group(list(ranks)) if len(ranks) > 1 else None
+        if self.rank not in ranks or isinstance(group, int):  # what new_group returns to others
+            return None
+        return World(ranks.index(self.rank), len(ranks), self.local_rank, group)
+
     @property
     def main(self) -> bool:
         """Whether this process writes files and speaks to the user."""
@@ -84,7 +94,13 @@ class World:
     def sum(self, values: Tensor) -> Tensor:
         """Sum over the processes, in place; the same bits for each of them."""
         if self.size > 1:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self.group)
+        return values
+
+    def broadcast(self, values: Tensor) -> Tensor:
+        """Bring the main process's values to all, in place."""
+        if self.size > 1:
+            dist.broadcast(values, group=self.group, group_src=0)
         return values
 
     def gather_text(self, text: str) -> list[str]:
@@ -93,11 +109,11 @@ class World:
             return [text]
         content = torch.frombuffer(bytearray(text.encode() or b"\0"), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(sizes, torch.tensor([len(content)]))
+        dist.all_gather(sizes, torch.tensor([len(content)]), group=self.group)
         longest = int(max(sizes))
         padded = torch.cat([content, content.new_zeros(longest - len(content))])
         texts = [torch.zeros_like(padded) for _ in range(self.size)]
-        dist.all_gather(texts, padded)
+        dist.all_gather(texts, padded, group=self.group)
         return [
             one[: int(size)].numpy().tobytes().decode().rstrip("\0")
             for one, size in zip(texts, sizes, strict=True)
@@ -121,7 +137,7 @@ class World:
                 own = value.cpu().contiguous()
                 parts = [torch.empty_like(own) for _ in range(self.size)]
                 # Bytes, as gloo knows no bool.
-                dist.all_gather([_bytes(part) for part in parts], _bytes(own))
+                dist.all_gather([flat_bytes(part) for part in parts], flat_bytes(own), self.group)
                 everyone.set(key, torch.cat(parts))
             else:
                 texts = self.gather_text(json.dumps(value.tolist()))
@@ -153,7 +169,7 @@ class World:
         result = TensorDict(batch_size=[count])
         for key in sorted(rows.keys(True, True), key=str):
             value = rows.get(key).cpu()
-            outgoing = _bytes(value[torch.cat(sent)].contiguous())
+            outgoing = flat_bytes(value[torch.cat(sent)].contiguous())
             width = outgoing.numel() // count
             incoming = torch.empty_like(outgoing)
             dist.all_to_all_single(
@@ -161,6 +177,7 @@ class World:
                 outgoing,
                 [len(part) * width for part in received],
                 [len(part) * width for part in sent],
+                group=self.group,
             )
             result.set(key, incoming.view(value.dtype).view(value.shape)[places])
         return result
@@ -191,6 +208,6 @@ class World:
 ALONE = World()
 
 
-def _bytes(tensor: Tensor) -> Tensor:
+def flat_bytes(tensor: Tensor) -> Tensor:
     """A contiguous tensor's memory, flat."""
     return tensor.flatten().view(torch.uint8)

@@ -25,6 +25,7 @@ from astrolabe_objectives.shards import local, part, shared, total
 
 OLD = "old"
 REFERENCE = "reference"
+BEHIND = "behind"
 
 _OLD_DECAY = OldDecay()
 _REFERENCE_RESET = ReferenceReset()
@@ -174,6 +175,16 @@ class Snapshots:
         for key, parameter in self._live.items():
             copy[key].lerp_(local(parameter), 1.0 - decay)
 
+    def values(self, name: str) -> dict[str, Tensor]:
+        """Return what copy ``name`` holds, by parameter: this rank's part of a sharded one.
+
+        The tensors are the copy itself: writing into them changes it.
+
+        Raises:
+            SnapshotError: If there is no copy ``name``.
+        """
+        return dict(self._copy(name))
+
     @torch.no_grad()
     def deviation(self, name: str) -> float:
         """Root mean square difference between the live values and copy ``name``.
@@ -193,7 +204,8 @@ class Snapshots:
     def advance(self, step: int, kl: float) -> dict[str, float]:
         """Close an epoch: ``old`` follows the policy, ``reference`` is renewed if it is time.
 
-        A copy of another name, or a missing ``old`` or ``reference``, is left alone.
+        A copy ``behind`` becomes what ``old`` was before, for data that is sampled one epoch late.
+        A copy of another name is left alone, as is a missing one.
 
         Args:
             step: Number of this epoch, from 0.
@@ -211,6 +223,9 @@ class Snapshots:
             self._epochs = 0 if reset else self._epochs + 1
             metrics["snapshot/reference_reset"] = float(reset)
             metrics["snapshot/reference_epochs"] = float(self._epochs)
+        if BEHIND in self._copies:
+            for key, values in self._copy(OLD).items():
+                self._copies[BEHIND][key].copy_(values)
         if OLD in self._copies:
             decay = self._old_decay(step)
             self.ema(OLD, decay)
