@@ -1,7 +1,7 @@
-"""Train the same run on 1, 2 and 4 processes, replicated and sharded, and compare what comes out.
+"""Train the same run on 1, 2 and 4 processes, shared in every way, and compare what comes out.
 
     uv run python tools/compare_world_sizes.py
-    uv run python tools/compare_world_sizes.py --steps 5 --sizes 1 2
+    uv run python tools/compare_world_sizes.py --steps 5 --sizes 2 --ways DDP
 
 Each is a real run under torchrun, with gloo on this machine's processor and one thread a process,
 of the embedded model at a small adapter. Shown is the largest difference from the run of one
@@ -32,6 +32,7 @@ WAYS = {
     "DDP": (),
     "FSDP2, adapter replicated": ("distributed.base=sharded",),
     "FSDP2, adapter sharded": ("distributed.base=sharded", "distributed.lora=sharded"),
+    "half of them only sample": ("distributed.rollout_ranks={half}",),
 }
 
 #: Metrics of each step, and the adapter at the end.
@@ -79,15 +80,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         alone = train(Path(place) / "alone", 1, arguments.steps, ())
         sys.stdout.write("| processes | how | loss | rewards | adapter |\n|---|---|---|---|---|\n")
-        for way, changes in WAYS.items():
+        for way in arguments.ways:
             for size in arguments.sizes:
-                if size == 1:
-                    continue
+                changes = tuple(change.format(half=size // 2) for change in WAYS[way])
                 ours = train(Path(place) / f"{way}-{size}", size, arguments.steps, changes)
                 cells = [f"{value:.1e}" for value in differences(ours, alone).values()]
                 sys.stdout.write(f"| {size} | {way} | {' | '.join(cells)} |\n")

@@ -187,10 +187,8 @@ def test_sampling_computes_more_with_windows_and_with_their_history(needs):
         return step_work(needs.of(small("rollout.batch_size=2", *changes)))["sample"].flops
 
     assert flops("rollout.windows=2", "rollout.commit=each") == pytest.approx(2 * flops(), rel=1e-3)
-    near, far, farther = (flops(f"rollout.length={n}", "rollout.start=last") for n in (3, 4, 5))
-    assert near > flops()
-    assert far - near == pytest.approx(farther - far, rel=1e-3)
-    assert far > 1.05 * near
+    near, far = (flops(f"rollout.length={n}", "rollout.start=last") for n in (3, 4))
+    assert far > 1.05 * near > 1.05 * flops()
 
 
 def test_the_largest_batches_fit_and_the_next_do_not(needs):

@@ -51,7 +51,7 @@ def together(size, check):
 
     def run(rank):
         try:
-            check(Thread(rank, size, rank, table))
+            check(Thread(rank, size, rank, table=table))
         except ConfigError as error:
             return str(error)
         return None

@@ -54,14 +54,22 @@ def test_a_lone_process_has_a_throughput_and_no_straggler():
 
 def test_every_process_keeps_its_own_times_beside_the_comparison():
     other = ONE | {"time/sample_s": 8.0, "memory/peak_gib": 12.0}
-    found = compared(Told(0, 2, 0, (json.dumps(other),)), ONE, videos=12)
+    found = compared(Told(0, 2, others=(json.dumps(other),)), ONE, videos=12)
     assert found["time/sample_s"] == 4.0
     assert found["memory/peak_gib"] == 12.0
     assert found["straggler/rank"] == 1.0
 
 
 def test_a_step_that_took_no_time_divides_by_nothing():
-    assert compare([{"memory/peak_gib": 1.0}] * 2, 4)["straggler/excess"] == 0.0
+    idle = {"time/sample_s": 0.0, "memory/peak_gib": 1.0}
+    assert compare([idle] * 2, 4)["straggler/excess"] == 0.0
+
+
+def test_processes_that_only_learn_keep_nobody_waiting_for_videos():
+    learning = {"time/score_s": 0.1, "time/update_s": 5.0, "memory/peak_gib": 1.0}
+    found = compare([learning, learning | {"time/score_s": 9.0}], videos=4)
+    assert found["straggler/score_s"] == pytest.approx(4.45)
+    assert "straggler/rank" not in found
 
 
 def slow(rank, excess=0.25):
@@ -69,7 +77,7 @@ def slow(rank, excess=0.25):
 
 
 def test_a_rank_that_is_slow_five_times_in_a_row_is_told_once_with_its_host():
-    hint = SlowRank(Told(0, 3, 0, ("node-b", "node-c")))
+    hint = SlowRank(Told(0, 3, others=("node-b", "node-c")))
     steps = [*[slow(2)] * 4, slow(2, 0.1), *[slow(2)] * 4, slow(1), *[slow(2)] * 4]
     assert [hint.watch(step) for step in steps] == [""] * len(steps)
     told = [hint.watch(slow(2)) for _ in range(10)]
@@ -80,11 +88,11 @@ def test_a_rank_that_is_slow_five_times_in_a_row_is_told_once_with_its_host():
 def test_the_first_host_is_this_one_and_a_lone_process_is_never_slow():
     hint = SlowRank(ALONE)
     assert [hint.watch({}) for _ in range(10)] == [""] * 10
-    own = SlowRank(Told(0, 2, 0, ("other",)))
+    own = SlowRank(Told(0, 2, others=("other",)))
     assert socket.gethostname() in [own.watch(slow(0)) for _ in range(5)][-1]
 
 
 @pytest.mark.parametrize("excess", [0.0, 0.2])
 def test_a_little_slower_is_not_slow(excess):
-    hint = SlowRank(Told(0, 2, 0, ("other",)))
+    hint = SlowRank(Told(0, 2, others=("other",)))
     assert not any(hint.watch(slow(1, excess)) for _ in range(10))

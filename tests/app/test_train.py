@@ -211,9 +211,9 @@ def test_a_longer_video_is_trained_window_by_window(small_run):
 
 
 def test_a_step_may_sample_its_videos_in_parts(small_run):
-    group = replace(small_run.rollout, num_prompts=3, group_size=4)
+    group = replace(small_run.rollout, num_prompts=3, group_size=2)
     steps = []
-    for size in (0, 6, 3):
+    for size in (0, 3):
         run = replace(
             small_run,
             rollout=replace(group, batch_size=size),
@@ -223,15 +223,15 @@ def test_a_step_may_sample_its_videos_in_parts(small_run):
         )
         parts = compose(run)
         first, second = train(run, parts, Clock())
-        assert parts.reward.moments[:, 0].tolist() == [24, 24, 24]
+        assert parts.reward.moments[:, 0].tolist() == [12, 12, 12]
         assert second.shown["video", "pixels"].shape[:2] == (2, 1)
         assert second.shown["prompt", "group"].flatten().tolist() == [3, 3]
         assert ("video", "pixels") not in second.batch.keys(True)
         steps.append(first.batch)
-    for found in steps[1:]:
-        assert found["prompt", "seed"].equal(steps[0]["prompt", "seed"])
-        for key in (("video", "latents"), ("score", "tiny_ta")):
-            torch.testing.assert_close(found[key], steps[0][key], rtol=1e-3, atol=1e-3)
+    whole, found = steps
+    assert found["prompt", "seed"].equal(whole["prompt", "seed"])
+    for key in (("video", "latents"), ("score", "tiny_ta")):
+        torch.testing.assert_close(found[key], whole[key], rtol=1e-3, atol=1e-3)
 
 
 def test_a_reward_of_the_whole_video_sees_its_history(small_run):

@@ -41,6 +41,7 @@ def make_parts():
         loss = SimpleNamespace(kl_coeff=0.1)
         return SimpleNamespace(
             world=world,
+            everyone=world,
             model=SimpleNamespace(transformer=SimpleNamespace(network=network)),
             parameters=parameters,
             optimizer=torch.optim.AdamW(parameters.values(), lr=1e-2),
