@@ -95,8 +95,8 @@ def test_what_is_there_all_the_time_adds_up(needs):
     of_adapter = ("adapter", "snapshots", "AdamW moments")
     assert sum(there[name] for name in of_adapter) == (4 + 8 + 8) * sizes.trained
     update = next(phase.parts for phase in phases(needs) if phase.name == "update")
-    assert update["sums of gradients"] == 8 * sizes.trained
-    assert update["gradients and activations"] > 4 * sizes.trained
+    assert update["gradients so far"] == (8 + 4) * sizes.trained
+    assert update["gradients and activations"] > 4 * sizes.trained  # those of a backward pass
     behind = standing(needs.of(small("rollout.lag=1")))
     assert behind["snapshots"] == 3 * 4 * sizes.trained
     # The three scores of VideoAlign share one copy.
@@ -155,7 +155,7 @@ def test_sharding_divides_the_base_and_gathers_two_blocks(needs):
     both = replace(run, distributed=replace(run.distributed, lora="sharded"))
     assert standing(eight.of(both))["adapter"] == 4 * (whole.trained // 8)
     update = next(phase.parts for phase in phases(eight.of(both)) if phase.name == "update")
-    assert update["sums of gradients"] == 8 * (whole.trained // 8)
+    assert update["gradients so far"] == (8 + 4) * (whole.trained // 8)
     halves = replace(run, distributed=replace(run.distributed, shard_ranks=2))
     assert standing(eight.of(halves))["base"] == whole.base // 2
 

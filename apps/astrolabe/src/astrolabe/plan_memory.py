@@ -8,6 +8,8 @@ from astrolabe.plan_needs import Needs
 GIB: Final = 2**30
 FLOAT: Final = 4
 DOUBLE: Final = 8
+#: The sum over micro-batches, and the last ones, which become the gradient of the whole.
+GRADIENTS: Final = DOUBLE + FLOAT
 #: CUDA's own memory and the libraries' workspaces, which torch's allocator does not see, and
 #: NCCL's buffers. Estimates.
 CUDA_CONTEXT: Final = int(0.7 * GIB)
@@ -66,10 +68,10 @@ def phases(needs: Needs) -> list[Phase]:
         "score": kept | scoring | made | {"pixels": pixels},
         "update": kept
         | {
-            "sums of gradients": DOUBLE * _trained(needs),
+            "gradients so far": GRADIENTS * _trained(needs),
             "saved for backward": int(learned.saved),
             "gradients and activations": int(learned.peak - learned.saved - learned.held)
-            - DOUBLE * needs.sizes.trained,  # sums of the whole adapter, as it was traced
+            - GRADIENTS * needs.sizes.trained,  # as they were traced, of the whole adapter
         },
         "save": kept,
     }
