@@ -116,6 +116,7 @@ def test_saved_settings_read_back_to_the_same_run(tmp_path):
         ("train.updates=7", r"does not divide the 96 windows"),
         ("evaluation.judges.flow_mq.weight=1", r"judges\.flow_mq is a reward of this run too"),
         ("rewards.total.weight=1", r"rewards\.total is the name of the weighted sum"),
+        ("rollout.lag=2", r"rollout\.lag is 2\. Set it to 0 or 1"),
         ("train.steps", r"no assignment"),
         ("=3", r"no assignment"),
     ],
@@ -125,6 +126,27 @@ def test_a_wrong_setting_is_named_with_its_place(override, message):
         load(["tiny"], [override])
     assert str(caught.value).startswith(f"--set {override}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["distributed.base=sharded"], r"rollout_ranks is 2 but base is 'sharded'"),
+        (
+            ["rollout.commit=best", "rollout.windows=3", "composite.normalise=running"],
+            r"running statistics of composite\.normalise",
+        ),
+    ],
+)
+def test_processes_that_only_sample_lack_what_only_others_have(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load(["tiny"], ["distributed.rollout_ranks=2", *overrides])
+
+
+def test_videos_of_the_first_step_and_of_every_few_are_kept():
+    shown = [load(["tiny"], ["logging.samples_every=3"]).logging.shows(n) for n in range(1, 7)]
+    assert shown == [True, False, True, False, False, True]
+    assert not load(["tiny"], ["logging.samples_every=0"]).logging.shows(1)
 
 
 def test_a_mistake_in_a_file_names_the_file(tmp_path):

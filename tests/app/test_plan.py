@@ -343,6 +343,7 @@ def test_a_narrow_terminal_cuts_no_word(needs, made):
             Question(["tiny"], ["distributed.base='sharded'", "distributed.shard_ranks=3"], gpus=4),
             "shard_ranks is 3",
         ),
+        (Question(["tiny"], ["distributed.rollout_ranks=1"], gpus=2), "ask twice"),
         (Question(["tiyn"]), "Did you mean 'tiny'"),
         (Question(["self_forcing_multi"], ["model.options.size='2b'"]), "choose dtype"),
         (Question(["self_forcing_multi"], ["model.options.hight=480"]), "unexpected keyword"),

@@ -102,7 +102,7 @@ class Handover:
             shown = self._transfer_shown(None, words[0]["shown"])
         self.asked = self.asked or any(word["asked"] for word in words)
         measured = [word["measured"] for word in words]
-        return Taken(batch, shown, self._figures(measured, self._videos))
+        return Taken(batch, shown, self._figures(measured))
 
     def end(self, *, left: bool) -> None:
         """Tell those that sample that there is no next step; ``left``: because somebody asked."""
@@ -191,11 +191,11 @@ class Handover:
             rows = None
         return transfer(self.world, rows, [layout], owned, wanted)
 
-    def _figures(self, measured: list[dict[str, float]], videos: int) -> dict[str, float]:
+    def _figures(self, measured: list[dict[str, float]]) -> dict[str, float]:
         names = dict.fromkeys(name for one in measured for name in one)
         most = {name: max(one.get(name, 0.0) for one in measured) for name in names}
         found = {RENAMED.get(name, name): value for name, value in most.items()}
-        compared = compare(measured, videos)
+        compared = compare(measured, self._videos)
         found |= {name: compared[name] for name in COMPARED if name in compared}
         if RANK in found:
             found[RANK] += self._first
