@@ -94,4 +94,5 @@ def test_a_sharded_adapter_trains_the_same_but_for_rounding(small, alone, proces
     found, expected = lines(processes(SCRIPT, 2, *settings)), alone()
     for ours, theirs in zip(found, expected, strict=True):
         assert ours["norm"] == pytest.approx(theirs["norm"], rel=1e-5)
-        assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-3, abs=1e-6)
+        # From the second update on, what AdamW makes of the last bits of a gradient shows.
+        assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-2, abs=1e-6)

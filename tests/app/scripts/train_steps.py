@@ -25,7 +25,7 @@ for _ in () if learns else sample_only(run, parts, Clock(), 0):
     pass
 for step in train(run, parts, Clock()) if learns else ():
     values = [
-        value.full_tensor() if isinstance(value, DTensor) else value.detach()
+        (value.full_tensor() if isinstance(value, DTensor) else value).detach()
         for value in parts.parameters.values()
     ]
     if world.main:
