@@ -27,9 +27,7 @@ Collected: TypeAlias = tuple[TensorDictBase, TensorDictBase]
 def collected(run: Run, parts: Parts, clock: Clock, first: int) -> Iterator[Collected]:
     """Sample and score step after step, from step ``first`` on; each when it is asked for."""
     steps = run.train.steps - first
-    batches = iter(
-        make_collector(parts.env, parts.behaviour, max(steps, 1) * parts.env.sampler.parts)
-    )
+    batches = iter(make_collector(parts.env, parts.behaviour, steps * parts.env.sampler.parts))
     for _ in range(steps):
         yield collect(batches, parts, run, clock)
 
