@@ -111,8 +111,22 @@ def test_a_torch_file_is_read_from_each_known_container(tmp_path, original, wrap
         "module.model.{}".format,
         "model._fsdp_wrapped_module.{}".format,
         lambda name: re.sub(r"(blocks\.\d+\.)", r"\1_fsdp_wrapped_module.", f"model.{name}"),
+        "model._orig_mod.{}".format,
+        "_orig_mod.module.{}".format,
+        "net.{}".format,
+        "transformer.{}".format,
+        "generator.model._forward_module.{}".format,
+        lambda name: re.sub(
+            r"(blocks\.\d+\.)",
+            r"\1_checkpoint_wrapped_module._orig_mod.",
+            f"model._fsdp_wrapped_module.{name}",
+        ),
+        lambda name: re.sub(r"(attn\.)", r"\1_orig_mod.module.", f"module.net.{name}"),
     ],
-    ids=["model", "diffusion_model", "ddp", "fsdp", "fsdp blocks"],
+    ids=[
+        *("model", "diffusion_model", "ddp", "fsdp", "fsdp blocks", "compiled", "compiled ddp"),
+        *("net", "transformer", "lightning", "checkpointed blocks", "inside a block"),
+    ],
 )
 def test_prefixes_of_wrappers_are_taken_away(original, rename):
     wrapped = {rename(name): value for name, value in original.items()}

@@ -45,9 +45,29 @@ DIFFUSERS_TO_ORIGINAL: Final = {theirs: ours for ours, theirs in ORIGINAL_TO_DIF
 
 #: Where training code puts the generator's weights; of several, the first is to be sampled from.
 CONTAINERS: Final = ("generator_ema", "generator", "model", "state_dict")
-#: What wrappers put before a name, possibly several times.
-PREFIXES: Final = ("model.", "diffusion_model.", "module.")
-FSDP: Final = "_fsdp_wrapped_module."  # can stand anywhere in a name
+#: Parts that wrappers put anywhere into a name: torch.compile, FSDP, activation checkpointing, DDP,
+#: DeepSpeed and Lightning. No layer of Wan is called so.
+WRAPPERS: Final = (
+    *("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
+    *("module", "_forward_module"),
+)
+#: Attributes under which programs hold the network: parts before a name, in any number and order.
+HOLDERS: Final = (
+    *("model", "diffusion_model", "transformer", "net", "generator", "dit"),
+    "base_model",  # of peft
+)
+
+
+def bare(name: str) -> str:
+    """Take away what wrappers and holders put before and into the name of a tensor or layer.
+
+    >>> bare("generator.model._orig_mod.blocks.0._checkpoint_wrapped_module.ffn.0.weight")
+    'blocks.0.ffn.0.weight'
+    """
+    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    while len(parts) > 1 and parts[0] in HOLDERS:
+        parts = parts[1:]
+    return ".".join(parts)
 
 
 def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -86,14 +106,7 @@ def unwrap(content: object) -> Mapping[str, Tensor]:
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take away what FSDP, DDP and other wrappers put before and into names."""
-
-    def bare(name: str) -> str:
-        name = name.replace(FSDP, "")
-        while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), None):
-            name = name.removeprefix(prefix)
-        return name
-
+    """Name tensors as they are called without wrappers and holders, see `bare`."""
     return _renamed(state, bare)
 
 

@@ -10,7 +10,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from astrolabe_rollout.checkpoints import read_file
-from astrolabe_rollout.conversion import FSDP, to_diffusers
+from astrolabe_rollout.conversion import bare, to_diffusers
 from astrolabe_rollout.errors import CheckpointError
 
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
@@ -20,8 +20,6 @@ PREFIX: Final = "base_model.model."  # of every key in a file of peft
 
 #: Where training code keeps the generator's LoRA beside the critic's.
 CONTAINERS: Final = ("generator_lora", "lora", "state_dict")
-#: What writers put before a name, possibly several times.
-PREFIXES: Final = ("base_model.model.", "diffusion_model.", "transformer.", "model.", "module.")
 #: Other writers' words for the two matrices.
 MATRICES: Final = {"lora_down": "lora_A", "lora_up": "lora_B"}
 
@@ -81,9 +79,7 @@ def _renamed(
     weights: dict[str, Tensor] = {}
     alphas: dict[str, float] = {}
     for key, value in content.items():
-        name = key.replace(FSDP, "").replace(".default.", ".")
-        while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), None):
-            name = name.removeprefix(prefix)
+        name = bare(key.replace(".default.", "."))
         layer, _, rest = name.partition(".lora_")
         if not rest and name.endswith(".alpha"):
             alphas[_layer(name.removesuffix(".alpha"))] = float(value)
