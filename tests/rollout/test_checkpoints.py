@@ -266,14 +266,14 @@ def test_adapters_of_others_are_read(tmp_path, kind):
     [
         ({}, "has no entries"),
         ({"blocks.0.self_attn.q.weight": torch.zeros(2, 2)}, "is no LoRA of linear layers"),
+        ({"img_emb.q.lora_A.weight": torch.zeros(2, 32)}, "no lora_B"),
         (
             {
-                "blocks.0.self_attn.q.lora_A.weight": torch.zeros(2, 32),
-                "blocks.0.self_attn.k.lora_A.weight": torch.zeros(3, 32),
+                "blocks.0.cross_attn.k_img.lora_A.weight": torch.zeros(2, 32),
+                "blocks.0.cross_attn.k_img.lora_B.weight": torch.zeros(32, 2),
             },
-            r"rank \[2, 3\]",
+            "2 unexpected.*image-to-video",
         ),
-        ({"img_emb.q.lora_A.weight": torch.zeros(2, 32)}, "1 unexpected"),
     ],
 )
 def test_a_file_that_is_no_lora_for_this_network_is_refused(tmp_path, content, message):

@@ -216,9 +216,9 @@ def test_weights_that_were_cut_off_are_refused(saved, tmp_path, kept):
 
 
 def test_a_folder_without_an_adapter_is_refused(saved, tmp_path):
-    with pytest.raises(CheckpointError, match=r"no adapter_config\.json .* holds nothing"):
+    with pytest.raises(CheckpointError, match=r"no adapter_model\.safetensors .* holds nothing"):
         load_lora(build(), tmp_path)
-    with pytest.raises(CheckpointError, match=r"no adapter_config\.json"):
+    with pytest.raises(CheckpointError, match=r"no adapter_model\.safetensors"):
         load_lora(build(), tmp_path / "gone")
     (copied(saved, tmp_path) / WEIGHTS_FILE).unlink()
     with pytest.raises(CheckpointError, match=r"adapter_model.* holds adapter_config\.json"):
@@ -242,11 +242,20 @@ def test_an_adapter_of_another_type_is_refused(saved, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.popitem(), "1 missing: blocks.*other targets"),
-        (lambda w: w.update({"base_model.model.x.lora_A.weight": torch.ones(1)}), "1 unexpected"),
+        (lambda w: w.popitem(), "one matrix of 'blocks.* but no lora_"),
+        (
+            lambda w: [w.pop(k) for k in list(w) if "blocks.1.attn1.to_k" in k],
+            "2 missing: blocks.*other targets",
+        ),
+        (
+            lambda w: w.update(
+                {f"base_model.model.x.lora_{half}.weight": torch.ones(4, 4) for half in "AB"}
+            ),
+            "2 unexpected: x",
+        ),
         (
             lambda w: w.update({name: torch.ones(5) for name in list(w)[:2]}),
-            r"2 of another shape: .* \(5,\) instead of .* another rank",
+            r"has matrices \(5,\) and .* not \[r, in\]",
         ),
         (
             lambda w: [w.update({k.replace("attn1", "self_attn"): w.pop(k)}) for k in list(w)],
@@ -277,7 +286,9 @@ def test_an_adapter_of_another_network_is_refused_with_its_cause(saved):
 
 
 def test_an_adapter_with_other_settings_than_the_networks_is_refused(saved):
-    with pytest.raises(CheckpointError, match="lora_alpha 6, the network's LoRA has 12"):
+    with pytest.raises(
+        CheckpointError, match=r"alpha 6 for .*, the network's LoRA has rank 4 and alpha 12"
+    ):
         load_lora(trained(alpha=12), saved[1])
 
 

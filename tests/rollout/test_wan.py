@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 from transformers import UMT5Config, UMT5EncoderModel
 
-from astrolabe_rollout import hub, wan
+from astrolabe_rollout import hub, lora_files, wan
 from astrolabe_rollout.chunks import ChunkStream
 from astrolabe_rollout.conversion import to_original
 from astrolabe_rollout.errors import CheckpointError
@@ -230,7 +230,12 @@ def test_what_is_in_the_cache_of_the_hub_is_used(folder, monkeypatch):
     monkeypatch.setattr(hub, "snapshot_download", download)
     assert hub.locate("owner/name/lora.pt", "LoRA", "x") == folder / "lora.pt"
     assert hub.locate("owner/parts", "folder", "x", ["adapter"]) == folder
-    assert asked == [("owner/name", ["lora.pt"]), ("owner/parts", ["adapter/*"])]
+    assert lora_files.locate_lora("owner/name/lora.pt", "x") == folder / "lora.pt"
+    assert asked == [
+        ("owner/name", ["lora.pt"]),
+        ("owner/parts", ["adapter/*"]),
+        ("owner/name", ["lora.pt", "lora.pt/*", "adapter_config.json"]),
+    ]
     with pytest.raises(CheckpointError, match="has no such file"):
         hub.locate("owner/name/other.pt", "checkpoint", "x")
 

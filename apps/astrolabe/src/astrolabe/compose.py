@@ -43,8 +43,8 @@ from astrolabe_rewards import CompositeReward, Monitors
 from astrolabe_rollout.denoiser import Denoiser
 from astrolabe_rollout.env import PromptEnv
 from astrolabe_rollout.group_streaming import GroupStreamingPolicy
-from astrolabe_rollout.hub import locate
 from astrolabe_rollout.lora import add_lora, load_lora, trainable_parameters
+from astrolabe_rollout.lora_files import locate_lora
 from astrolabe_rollout.model import VideoModel
 from astrolabe_rollout.prompts import GroupSampler
 from astrolabe_rollout.sharding import shard
@@ -141,7 +141,7 @@ def compose(run: Run, world: World = ALONE) -> Parts:
         precision=run.lora.precision,
     )
     if run.lora.start:
-        load_lora(network, locate(run.lora.start, "LoRA", "lora.start"))
+        load_lora(network, locate_lora(run.lora.start, "lora.start"))
     if run.train.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     sharded = world.size > 1 and run.distributed.base == "sharded"

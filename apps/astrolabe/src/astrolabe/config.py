@@ -50,8 +50,9 @@ class Lora:
     precision: Literal["base", "float32"] = "base"
     """In which the adapter is multiplied; its weights, gradients and optimiser stay float32."""
     start: str = ""
-    """An adapter of this rank and alpha to go on from, by path or hub id: a folder of
-    peft or a file such as LongLive's ``lora.pt``; empty: start from none."""
+    """An adapter to go on from, by path or hub id: a folder of peft or diffusers, or a file of any
+    program, such as LongLive's ``lora.pt``; each of its layers must have this rank and alpha, as it
+    states them. Empty: start from none."""
 
     def __post_init__(self) -> None:
         at_least("rank", self.rank, 1)

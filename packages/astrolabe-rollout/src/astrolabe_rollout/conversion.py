@@ -6,7 +6,7 @@ to one, so nothing is ever dropped or guessed: after conversion all keys and sha
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
 from torch import Tensor
@@ -99,7 +99,7 @@ def unwrap(content: object) -> Mapping[str, Tensor]:
     strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if strangers or not content:
         raise CheckpointError(
-            f"the checkpoint holds {_some(strangers) or 'nothing'} where tensors were expected. "
+            f"the checkpoint holds {some(strangers) or 'nothing'} where tensors were expected. "
             f"It should be a flat dictionary of them, or hold one as {' or '.join(CONTAINERS)}."
         )
     return content
@@ -123,7 +123,7 @@ def difference(expected: Shapes, found: Shapes) -> str:
         ],
     }
     return "; ".join(
-        f"{len(names)} {kind}: {_some(names)}" for kind, names in parts.items() if names
+        f"{len(names)} {kind}: {some(names)}" for kind, names in parts.items() if names
     )
 
 
@@ -157,7 +157,7 @@ def num_blocks(names: Iterable[str]) -> int:
     return len({match[1] for name in names if (match := re.match(r"blocks\.(\d+)\.", name))})
 
 
-def _some(names: list[str]) -> str:
+def some(names: Collection[str]) -> str:
     """The first few of a list, for an error message."""
     rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + rest
+    return ", ".join(list(names)[:3]) + rest

@@ -12,7 +12,13 @@ from astrolabe_rollout.errors import CheckpointError
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(/[\w./+-]+)?")
 
 
-def locate(source: str | Path, what: str, option: str, parts: Sequence[str] = ()) -> Path:
+def locate(
+    source: str | Path,
+    what: str,
+    option: str,
+    parts: Sequence[str] = (),
+    beside: Sequence[str] = (),
+) -> Path:
     """Return the local path of a file or folder of weights; download it if need be.
 
     Args:
@@ -22,6 +28,8 @@ def locate(source: str | Path, what: str, option: str, parts: Sequence[str] = ()
         what: Its name in messages, such as "checkpoint".
         option: The setting that names it, for messages.
         parts: Subfolders that are needed of a folder; the rest is not downloaded.
+        beside: Files that belong to it and are fetched too, where there are any; of a folder of a
+            repository, all that it holds.
 
     Raises:
         CheckpointError: If it is not here and cannot be downloaded; says which file of which
@@ -37,7 +45,8 @@ def locate(source: str | Path, what: str, option: str, parts: Sequence[str] = ()
         )
     owner, name, *inside = str(source).split("/")
     repository, file = f"{owner}/{name}", "/".join(inside)
-    wanted = [file] if file else [f"{part}/*" for part in parts] or None
+    extra = [f"{file}/*", *((Path(file).parent / name).as_posix() for name in beside)]
+    wanted = [file, *(extra if beside else ())] if file else [f"{part}/*" for part in parts] or None
     try:
         folder = Path(snapshot_download(repository, allow_patterns=wanted))
     except (OSError, HfHubHTTPError, HFValidationError) as error:

@@ -7,6 +7,7 @@ into the base for inference, and back, use diffusers' ``network.fuse_lora()``, `
 
 import difflib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,14 +20,15 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.functional import cast_adapter_dtype
 from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from astrolabe_rollout.conversion import difference
 from astrolabe_rollout.errors import CheckpointError
-from astrolabe_rollout.lora_files import CONFIG_FILE, PREFIX, WEIGHTS_FILE, read_lora
+from astrolabe_rollout.lora_files import WEIGHTS_FILE, Adapter, read_lora
+from astrolabe_rollout.lora_names import PREFIX
+from astrolabe_rollout.lora_notes import CONFIG_FILE
 
 #: All ten linear layers of a block: two attentions with four each, and the feed-forward's two.
 LORA_TARGETS: Final = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
@@ -127,7 +129,10 @@ def save_lora(
     # diffusers reads the settings from the weights' header and would take alpha = rank without it.
     header = {
         f"{PREFIX}{name}": getattr(config, name)
-        for name in ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora")
+        for name in (
+            *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"),
+            *("lora_dropout", "target_modules"),
+        )
     }
     weights = {
         f"{PREFIX}{name}": value.detach().cpu().contiguous()
@@ -147,37 +152,37 @@ def save_lora(
 def load_lora(network: WanTransformer3DModel, path: str | Path) -> None:
     """Read a LoRA of any kind; every key and shape must match.
 
-    A network without a LoRA gets one with the file's settings. If it has one, the values are
-    copied into its parameters, which stay the same objects for optimisers and snapshots.
+    A network without a LoRA gets one with the file's settings, rank and alpha of each layer. If it
+    has one, rank and alpha of all layers must be the same; the values are copied into its
+    parameters, which stay the same objects for optimisers and snapshots.
 
     Args:
         network: diffusers' transformer. On an error it is left as it was.
-        path: A folder that `save_lora` or peft wrote, or a file, LongLive's for instance; see
-            `astrolabe_rollout.lora_files.read_lora`.
+        path: A folder or file of `save_lora`, peft, diffusers, LongLive, kohya's programs, ComfyUI
+            and others; see `astrolabe_rollout.lora_files.read_lora`.
 
     Raises:
-        CheckpointError: If a file is missing, damaged, or made for another network or settings.
+        CheckpointError: If a file is missing, damaged, or made for another network or settings, if
+            it holds more than the two matrices of linear layers, or contradicts itself.
     """
-    config, weights = read_lora(path)
-    present = _adapter(network)
-    if present is not None:
-        for name in ("r", "lora_alpha", "use_rslora"):
-            theirs, ours = getattr(config, name), getattr(present, name)
-            if theirs != ours:
-                raise CheckpointError(
-                    f"the adapter in {str(path)!r} has {name} {theirs!r}, the network's LoRA has "
-                    f"{ours!r}. Load it into a network made with its settings."
-                )
-    expected = _shapes(network, present or config)
-    found = {name: tuple(value.shape) for name, value in weights.items()}
+    adapter = read_lora(path)
+    layers = _linear_layers(network)
+    expected = {
+        f"{name}.lora_{half}.weight": shape
+        for name in adapter.layers_of(layers)
+        for half, shape in _shapes(layers.get(name), adapter.rank(name)).items()
+    }
+    found = {name: tuple(value.shape) for name, value in adapter.weights.items()}
     if mismatch := difference(expected, found):
         raise CheckpointError(
             f"the adapter in {str(path)!r} does not fit the network: {mismatch}. "
             f"{_likely_cause(expected, found)}"
         )
-    if present is None:
-        _inject(network, config, seed=0)
-    set_peft_model_state_dict(network, weights, adapter_name=ADAPTER)
+    if _adapter(network) is None:
+        _inject(network, adapter.config, seed=0)
+    else:
+        _check_same(path, adapter, layers)
+    set_peft_model_state_dict(network, dict(adapter.weights), adapter_name=ADAPTER)
 
 
 def merge_lora(network: WanTransformer3DModel) -> None:
@@ -236,21 +241,61 @@ def _check_targets(network: nn.Module, targets: Sequence[str]) -> None:
             )
 
 
-def _shapes(network: nn.Module, config: LoraConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor that a LoRA with this configuration has on this network."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, layer in network.named_modules():
-        if check_target_module_exists(config, name):
-            shapes[f"{name}.lora_A.weight"] = (config.r, layer.in_features)
-            shapes[f"{name}.lora_B.weight"] = (layer.out_features, config.r)
-    return shapes
+def _linear_layers(network: nn.Module) -> dict[str, Any]:
+    """Linear layers by name, each with its LoRA or without."""
+    inside = {"base_layer", "lora_A", "lora_B"}
+    return {
+        name: layer
+        for name, layer in network.named_modules()
+        if isinstance(layer, (nn.Linear, LoraLayer)) and inside.isdisjoint(name.split("."))
+    }
+
+
+def _shapes(layer: Any, rank: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the two matrices of a layer; none where the network has no such layer."""
+    return (
+        {} if layer is None else {"A": (rank, layer.in_features), "B": (layer.out_features, rank)}
+    )
+
+
+def _check_same(path: str | Path, adapter: Adapter, layers: Mapping[str, Any]) -> None:
+    """Refuse an adapter that is not of the very settings of the network's LoRA."""
+    ours = {
+        name: (layer.r[ADAPTER], layer.scaling[ADAPTER])
+        for name, layer in layers.items()
+        if isinstance(layer, LoraLayer)
+    }
+    theirs = {name: (adapter.rank(name), scale) for name, scale in adapter.scales.items()}
+    for name in sorted(ours.keys() | theirs.keys()):
+        (a, s), (b, t) = (side.get(name, (0, 0.0)) for side in (theirs, ours))
+        if a == b and math.isclose(s, t, rel_tol=1e-6):
+            continue
+        one = len(set(theirs.values())) == 1 and float(adapter.config.lora_alpha).is_integer()
+        fit = theirs.keys() == ours.keys() and one and adapter.config.lora_alpha >= 1
+        raise CheckpointError(
+            f"the adapter in {str(path)!r} has {_in_words(a, s)} for {name!r}, "
+            f"the network's LoRA has {_in_words(b, t)}. "
+            + (
+                f"Add it with rank={adapter.config.r} and alpha={adapter.config.lora_alpha} "
+                "(lora.rank and lora.alpha of a recipe)."
+                if fit
+                else "No rank and alpha that a new LoRA can have are those of this adapter: merge "
+                "it into the base (load_lora and merge_lora, or model.options.lora of a recipe)."
+            )
+        )
+
+
+def _in_words(rank: int, scale: float) -> str:
+    return f"rank {rank} and alpha {scale * rank:g}" if rank else "none"
 
 
 def _likely_cause(
     expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> str:
+    if any("k_img" in name or "img_emb" in name or "add_k_proj" in name for name in found):
+        return "It is of an image-to-video model: use one of the text-to-video model."
     if not expected.keys() & found.keys():
-        return "It is the adapter of another kind of model, or its names are the original ones."
+        return "It is the adapter of another kind of model."
     if expected.keys() == found.keys():
         return "It was made for a network of another width, or with another rank."
     return "It was made for a network with another number of blocks, or with other targets."

@@ -1,153 +1,159 @@
-"""LoRA files: peft's folders, LongLive's ``lora.pt``, files with Wan's or diffusers' names."""
+"""LoRA files of all programs: peft's and diffusers' folders, LongLive's, kohya's, ComfyUI's."""
 
-import json
-import re
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME, LORA_WEIGHT_NAME_SAFE
 from peft import LoraConfig
+from safetensors import safe_open
 from torch import Tensor
 
-from astrolabe_rollout.checkpoints import read_file
-from astrolabe_rollout.conversion import bare, to_diffusers
+from astrolabe_rollout.checkpoints import ENDINGS, read_file
 from astrolabe_rollout.errors import CheckpointError
+from astrolabe_rollout.hub import locate
+from astrolabe_rollout.lora_config import configured, named_layers, of_peft
+from astrolabe_rollout.lora_names import Entries, sort_entries
+from astrolabe_rollout.lora_notes import CONFIG_FILE, notes_of_others, peft_settings
+from astrolabe_rollout.lora_scale import scales
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
-PICKLED_FILE: Final = "adapter_model.bin"
-CONFIG_FILE: Final = "adapter_config.json"
-PREFIX: Final = "base_model.model."  # of every key in a file of peft
+#: What the file of a folder is called by peft and by diffusers; of several, the first is read.
+_USUAL: Final = (WEIGHTS_FILE, "adapter_model.bin", LORA_WEIGHT_NAME_SAFE, LORA_WEIGHT_NAME)
 
 #: Where training code keeps the generator's LoRA beside the critic's.
 CONTAINERS: Final = ("generator_lora", "lora", "state_dict")
-#: Other writers' words for the two matrices.
-MATRICES: Final = {"lora_down": "lora_A", "lora_up": "lora_B"}
 
 
-def read_lora(path: str | Path) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """Read a LoRA, with diffusers' names of the layers.
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA as it was read.
 
     Args:
-        path: A folder of peft (``adapter_config.json`` beside ``adapter_model.safetensors`` or
-            ``.bin``), or a file: LongLive's ``lora.pt``, or a ``.safetensors`` of Wan's or
-            diffusers' names. A file says neither rank nor scale: the rank is read off the shapes,
-            and alpha equals it, as in LongLive, unless the file has ``.alpha`` entries.
+        config: Peft's settings of it; ranks and alphas are those of every layer.
+        weights: ``<layer>.lora_A.weight`` ``[r, in]`` and ``<layer>.lora_B.weight`` ``[out, r]`` by
+            diffusers' names of the layers.
+        scales: What the product of each layer's matrices is multiplied with.
+        entries: What its file holds.
+        targets: Settings of peft that name the layers it has, and where they stand; or None.
+    """
 
-    Returns:
-        Settings, and tensors named ``<layer>.lora_A.weight`` ``[r, in]`` and
-        ``<layer>.lora_B.weight`` ``[out, r]``.
+    config: LoraConfig
+    weights: Mapping[str, Tensor]
+    scales: Mapping[str, float]
+    entries: Entries
+    targets: tuple[Mapping[str, Any], str] | None
+
+    def rank(self, layer: str) -> int:
+        """Return the rank of a layer, or what most layers have."""
+        rank: int = self.entries.ranks.get(layer, self.config.r)
+        return rank
+
+    def layers_of(self, names: Iterable[str]) -> set[str]:
+        """Return which linear layers of a network it should have matrices for."""
+        named = None
+        if self.targets is not None:
+            named = named_layers(*self.targets, self.entries, names)
+        return set(self.scales) if named is None else named
+
+
+def read_lora(path: str | Path) -> Adapter:
+    """Read a LoRA with diffusers' names of the layers, and how strong it is.
+
+    The strength is what is stated: in ``.alpha`` entries, in the header of a ``.safetensors``, in
+    ``adapter_config.json`` in the same folder. If nothing is stated, alpha is the rank, as for
+    every program that reads such files.
+
+    Args:
+        path: A file of any program, or a folder with one, such as peft's and diffusers'.
 
     Raises:
-        CheckpointError: If a file is missing, damaged, or no LoRA.
+        CheckpointError: If a file is missing, damaged, no LoRA, or holds more than the two matrices
+            of linear layers; or if what is stated is contradictory.
     """
     path = Path(path)
-    if path.is_file():
-        weights, alphas = _renamed(path, _unwrapped(path))
-        return _inferred(path, weights, alphas), weights
-    config = _read_config(path)
-    file = path / WEIGHTS_FILE
-    if not file.is_file() and (path / PICKLED_FILE).is_file():
-        file = path / PICKLED_FILE
-    if not file.is_file():
-        raise CheckpointError(_missing(file))
-    content = _unwrapped(file)
-    weights, _ = _renamed(file, content)
-    if not any(name in key for key in content for name in weights):
-        config.target_modules = _targets(weights)  # all were in the original names
-    return config, weights
+    named = path.is_file() or (path.suffix in ENDINGS and not path.is_dir())
+    file = path if named else _file_of(path)
+    content, notes = _unwrapped(file)
+    entries = sort_entries(file, content)
+    peft = dict(peft_settings(file, notes))
+    statements = [of_peft(settings, place) for place, settings in peft.items()]
+    statements += notes_of_others(file, notes, entries, bool(statements))
+    strength = scales(file, entries, statements)
+    if strength is None:
+        if file.stem == Path(WEIGHTS_FILE).stem:
+            raise CheckpointError(_missing(file.parent / CONFIG_FILE))
+        logger.info("%s states no alpha: taken as the rank of each layer", file)
+        strength = dict.fromkeys(entries.ranks, 1.0)
+    settings = next(iter(peft.values()), {})
+    targets = next(((it, place) for place, it in peft.items() if it.get("target_modules")), None)
+    config = configured(entries, strength, settings)
+    return Adapter(config, entries.weights, strength, entries, targets)
 
 
-def _unwrapped(path: Path) -> Mapping[str, Tensor]:
+def locate_lora(source: str | Path, option: str) -> Path:
+    """Return the local path of a LoRA, with the settings that lie beside it.
+
+    Args:
+        source: See `astrolabe_rollout.hub.locate`.
+        option: The setting that names it, for messages.
+
+    Raises:
+        CheckpointError: If it is not here and cannot be downloaded.
+    """
+    return locate(source, "LoRA", option, beside=(CONFIG_FILE,))
+
+
+def _file_of(folder: Path) -> Path:
+    """The file with the weights in a folder."""
+    for name in _USUAL:
+        if (folder / name).is_file():
+            return folder / name
+    found = sorted(file for file in folder.glob("*") if file.suffix in ENDINGS)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CheckpointError(
+            f"{str(folder)!r} holds {len(found)} files of weights: "
+            f"{', '.join(file.name for file in found[:4])}. Name one of them."
+        )
+    raise CheckpointError(_missing(folder / WEIGHTS_FILE))
+
+
+def _unwrapped(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file, and what is noted beside them."""
     content = read_file(path)
+    notes: dict[str, Any] = {}
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            notes = dict(file.metadata() or {})
     if isinstance(content, Mapping):
         for name in CONTAINERS:
-            if isinstance(content.get(name), Mapping):
+            if isinstance(content.get(name), Mapping) and content[name]:
+                notes |= {str(key): value for key, value in content.items() if key != name}
                 content = content[name]
                 break
-    if not isinstance(content, Mapping) or not all(isinstance(x, Tensor) for x in content.values()):
+    if not isinstance(content, Mapping):
+        content = {"": content}
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    others = {str(name): value for name, value in content.items() if not isinstance(value, Tensor)}
+    alphas = {name: value for name, value in others.items() if name.endswith(".alpha")}
+    if (content and not tensors) or not all(isinstance(x, (int, float)) for x in alphas.values()):
         raise CheckpointError(
             f"{str(path)!r} holds no LoRA: a flat dictionary of tensors was expected, or one as "
             f"{' or '.join(CONTAINERS)}."
         )
-    return content
-
-
-def _renamed(
-    path: Path, content: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Tensors by diffusers' names, and the alpha of each layer that has one."""
-    weights: dict[str, Tensor] = {}
-    alphas: dict[str, float] = {}
-    for key, value in content.items():
-        name = bare(key.replace(".default.", "."))
-        layer, _, rest = name.partition(".lora_")
-        if not rest and name.endswith(".alpha"):
-            alphas[_layer(name.removesuffix(".alpha"))] = float(value)
-            continue
-        matrix = f"lora_{rest.removesuffix('.weight')}"
-        matrix = MATRICES.get(matrix, matrix)
-        if matrix not in ("lora_A", "lora_B"):
-            raise CheckpointError(
-                f"{str(path)!r} is no LoRA of linear layers: it has an entry {key!r}. "
-                "Its entries should end in .lora_A.weight and .lora_B.weight."
-            )
-        weights[f"{_layer(layer)}.{matrix}.weight"] = value
-    if not weights:
-        raise CheckpointError(f"{str(path)!r} holds no LoRA: it has no entries. Download it again.")
-    return weights, alphas
-
-
-def _layer(name: str) -> str:
-    """A layer in diffusers' names."""
-    return next(iter(to_diffusers({f"{name}.weight": Tensor()}))).removesuffix(".weight")
-
-
-def _inferred(path: Path, weights: Mapping[str, Tensor], alphas: Mapping[str, float]) -> LoraConfig:
-    """The settings of a file that has none."""
-    ranks = {value.shape[0] for name, value in weights.items() if ".lora_A." in name}
-    scales = set(alphas.values())
-    if len(ranks) != 1 or len(scales) > 1:
-        raise CheckpointError(
-            f"{str(path)!r} has layers of rank {sorted(ranks)} and alpha {sorted(scales)}; each "
-            "must be one number. Get the adapter as a folder of peft instead."
-        )
-    rank = ranks.pop()
-    alpha = scales.pop() if scales else float(rank)
-    if not alpha.is_integer():
-        raise CheckpointError(
-            f"{str(path)!r} has alpha {alpha}; peft knows whole numbers. Convert it to a folder of "
-            "peft, with its weights scaled to a whole alpha."
-        )
-    return LoraConfig(r=rank, lora_alpha=int(alpha), target_modules=_targets(weights))
-
-
-def _targets(weights: Mapping[str, Tensor]) -> list[str]:
-    """Ends of the names of the layers that have an update."""
-    layers = {name.partition(".lora_")[0] for name in weights}
-    return sorted({re.sub(r"^blocks\.\d+\.", "", layer) for layer in layers})
-
-
-def _read_config(folder: Path) -> LoraConfig:
-    path = folder / CONFIG_FILE
-    try:
-        kind = json.loads(path.read_text(encoding="utf-8"))["peft_type"]
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(_missing(path)) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{str(path)!r} is not a configuration of peft ({error}). Save the adapter again."
-        ) from error
-    if kind != "LORA":
-        raise CheckpointError(
-            f"{str(path)!r} describes an adapter of type {kind!r}. Only LORA can be loaded."
-        )
-    config: LoraConfig = LoraConfig.from_pretrained(str(folder))
-    return config
+    tensors |= {name: Tensor([value]) for name, value in alphas.items()}
+    return tensors, notes | {name: x for name, x in others.items() if name not in alphas}
 
 
 def _missing(path: Path) -> str:
     there = ", ".join(sorted(entry.name for entry in path.parent.glob("*"))) or "nothing"
     return (
         f"there is no {path.name} in {str(path.parent)!r}, which holds {there}. "
-        "Name the folder that save_lora or peft wrote, or a file with a LoRA."
+        "Name the folder that save_lora, peft or diffusers wrote, or a file with a LoRA."
     )

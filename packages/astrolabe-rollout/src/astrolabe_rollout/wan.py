@@ -27,6 +27,7 @@ from astrolabe_rollout.errors import CheckpointError
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.hub import locate
 from astrolabe_rollout.lora import load_lora, merge_lora
+from astrolabe_rollout.lora_files import locate_lora
 from astrolabe_rollout.model import Switch, VideoModel
 from astrolabe_rollout.schedule import FlowSchedule
 from astrolabe_rollout.text import TextEncoder
@@ -112,7 +113,7 @@ def load_wan(
     for steps in filter(None, (denoising_steps, first_steps)):
         schedule.warp(steps)  # refuses a bad list
     file = locate(checkpoint, "checkpoint", "model.options.checkpoint")
-    adapter = locate(lora, "LoRA", "model.options.lora") if lora else None
+    adapter = locate_lora(lora, "model.options.lora") if lora else None
     parts = ("text_encoder", "tokenizer", "vae")
     folder = locate(components, "folder of components", "model.options.components", parts)
 
