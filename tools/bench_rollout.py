@@ -34,7 +34,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
 
 from astrolabe_rollout.attention import Backend, KeyValue, WindowPlan
-from astrolabe_rollout.cache import CacheRule
+from astrolabe_rollout.cache_rule import CacheRule
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.rope import rotate, rotations
 from astrolabe_rollout.sampler import sample_chunk

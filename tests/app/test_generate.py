@@ -1,12 +1,18 @@
 """astrolabe generate: scenes, beginnings, what is there already, many processes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from astrolabe.cli import main
+from astrolabe.generate import _chunks
+from astrolabe.jobs import Job, Part, batches
 from astrolabe_eval import read_mp4, write_mp4
+from astrolabe_rollout.chunks import ChunkStream
+from astrolabe_rollout.tiny import build_tiny
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +111,25 @@ def test_interactive_scripts_change_their_prompt_at_chunks(folder, random_model,
     assert [scene["chunks"] for scene in entry["settings"]["scenes"]] == [2, 1]
     assert run(*command, "--frames", "21", "--out", "short") == 2
     assert "no chunk is left for 'a blue square'" in capsys.readouterr().err
+
+
+def test_videos_of_a_batch_have_scenes_and_cuts_of_their_own():
+    model = replace(build_tiny(seed=0), switch="recache").freeze()
+    still = Job("still", (Part("a red circle", 4, False),), 1)
+    script = Job("script", (Part("a red circle", 2, False), Part("a blue square", 2, False)), 2)
+    cut = Job("cut", (Part("a red circle", 3, True), Part("a red circle", 1, True)), 3)
+    (batch,) = batches([still, script, cut], 8)
+
+    def film(jobs):
+        stream = ChunkStream(model, [job.seed for job in jobs], decode=False)
+        return torch.cat([chunk.latents for chunk in _chunks(model, stream, jobs, None)], 1)
+
+    together = film(batch)
+    for row, job in enumerate(batch):
+        torch.testing.assert_close(film([job])[0], together[row], rtol=0, atol=1e-3)
+    uncut = film([Job("uncut", (Part("a red circle", 4, False),), 3)])[0]
+    assert (uncut - together[2])[9:].abs().max() > 0.02
+    assert (uncut - together[2])[:9].abs().max() < 1e-3
 
 
 def test_many_seeds_of_a_prompt_have_names_of_their_own(folder, random_model):

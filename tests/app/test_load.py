@@ -143,6 +143,18 @@ def test_processes_that_only_sample_lack_what_only_others_have(overrides, messag
         load(["tiny"], ["distributed.rollout_ranks=2", *overrides])
 
 
+def test_a_group_that_goes_on_from_one_candidate_is_drawn_whole():
+    parted = ["rollout.group_size=4", "rollout.num_prompts=2", "rollout.batch_size=2"]
+    for commit in ("random", "best"):
+        longer = [*parted, "rollout.windows=2", f"rollout.commit={commit}"]
+        with pytest.raises(ConfigError, match=r"parts groups of 4.*multiple of group_size"):
+            load(["tiny"], longer)
+        assert load(["tiny"], [*longer, "rollout.batch_size=4"]).rollout.commits
+    # One window goes on from nothing, and each candidate from itself.
+    assert not load(["tiny"], [*parted, "rollout.length=2"]).rollout.commits
+    assert not load(["tiny"], [*parted, "rollout.windows=2", "rollout.commit=each"]).rollout.commits
+
+
 def test_videos_of_the_first_step_and_of_every_few_are_kept():
     shown = [load(["tiny"], ["logging.samples_every=3"]).logging.shows(n) for n in range(1, 7)]
     assert shown == [True, False, True, False, False, True]

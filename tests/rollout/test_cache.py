@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from astrolabe_rollout.cache import CacheRule, KVCache
+from astrolabe_rollout.cache import KVCache
+from astrolabe_rollout.cache_rule import CacheRule
 from astrolabe_rollout.rope import rotate, rotations
 
 HEIGHT, WIDTH, HEAD_DIM, HEADS, LAYERS = 1, 2, 24, 2, 2

@@ -5,7 +5,8 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from tensordict import TensorDict
 
-from astrolabe_rollout.cache import CacheRule, KVCache
+from astrolabe_rollout.cache import KVCache
+from astrolabe_rollout.cache_rule import CacheRule
 from astrolabe_rollout.chunks import SeededNoise
 from astrolabe_rollout.codec import PatchCodec
 from astrolabe_rollout.denoiser import Denoiser

@@ -106,6 +106,11 @@ class Rollout:
         at_least("overview", self.overview, 2)
         if self.lag not in (0, 1):
             raise ValueError(f"lag is {self.lag}. Set it to 0 or 1.")
+        if self.group_size < 2:
+            raise ValueError(
+                f"group_size is {self.group_size}: the advantage of a lone sample is always 0. "
+                "Set it to 2 or more."
+            )
         videos = self.num_prompts * self.group_size
         if self.batch_size and videos % self.batch_size:
             raise ValueError(
@@ -118,17 +123,23 @@ class Rollout:
                 f"batch_size is {self.batch_size} and groups of {self.group_size} share a history. "
                 "Choose a divisor or a multiple of group_size."
             )
-        if self.group_size < 2:
+        if self.batch_size % self.group_size and self.commits:
             raise ValueError(
-                f"group_size is {self.group_size}: the advantage of a lone sample is always 0. "
-                "Set it to 2 or more."
+                f"batch_size is {self.batch_size}, which parts groups of {self.group_size}, but "
+                f"commit is {self.commit!r}: the next window goes on from one candidate of a "
+                "whole group. Choose a multiple of group_size."
             )
+
+    @property
+    def commits(self) -> bool:
+        """Whether a window goes on from one candidate of each group, which is drawn together."""
+        return self.windows > 1 and self.commit != "each"
 
     @property
     def shared(self) -> bool:
         """Whether the candidates of a group share what lies before their window."""
         longer = max(self.length, *(length for _, length in self.curriculum), 0) > self.windows
-        return longer or (self.windows > 1 and self.commit != "each")
+        return longer or self.commits
 
 
 @dataclass(frozen=True)

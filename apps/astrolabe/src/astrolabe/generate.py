@@ -114,16 +114,14 @@ def _chunks(
 ) -> Iterator[Chunk]:
     embeds, before = None, None
     device = next(model.transformer.parameters()).device
-    for scene in range(len(batch[0].parts)):
-        parts = [job.parts[scene] for job in batch]
-        prompts = [part.prompt for part in parts]
-        if prompts != before:  # the same tensor again is no new prompt to the stream
+    for number, videos in enumerate(zip(*(job.shown for job in batch), strict=True)):
+        prompts = [prompt for prompt, _ in videos]
+        if prompts != before:
             embeds, before = model.text(prompts).to(device), prompts
         assert embeds is not None
-        if scene == 0 and begin is not None:
+        if number == 0 and begin is not None:
             yield stream.begin(begin.to(device).expand(len(batch), -1, -1, -1, -1), embeds)
-        for number in range(parts[0].chunks):
-            yield stream.next(embeds, cut=parts[0].cut and number == 0 and scene > 0)
+        yield stream.next(embeds, cut=[cut for _, cut in videos])
 
 
 def _capacity(model: VideoModel, given: int, total: int) -> int | None:

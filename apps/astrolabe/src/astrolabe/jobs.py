@@ -39,9 +39,13 @@ class Job:
     seed: int
 
     @property
-    def layout(self) -> tuple[tuple[int, bool], ...]:
-        """What videos of one batch must share."""
-        return tuple((part.chunks, part.cut) for part in self.parts)
+    def shown(self) -> list[tuple[str, bool]]:
+        """Of each chunk its prompt, and whether a hard cut lies before it."""
+        return [
+            (part.prompt, part.cut and number > 0 and chunk == 0)
+            for number, part in enumerate(self.parts)
+            for chunk in range(part.chunks)
+        ]
 
     @property
     def chunks(self) -> int:
@@ -99,8 +103,8 @@ def switches_to_parts(script: Sequence[tuple[str, int]], total: int, chunk: int)
 
 
 def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
-    """Group neighbouring jobs whose scenes have equal lengths and cuts."""
-    for _, same in groupby(jobs, key=lambda job: job.layout):
+    """Group neighbouring jobs of equal length; their scenes may differ."""
+    for _, same in groupby(jobs, key=lambda job: job.chunks):
         group = list(same)
         for first in range(0, len(group), size):
             yield group[first : first + size]

@@ -56,7 +56,8 @@ def largest(needs: Needs, usable: int) -> tuple[int, int]:
     share, group = needs.share, needs.run.rollout.group_size
     batches = [n for n in range(1, share.videos + 1) if share.videos % n == 0]
     if needs.run.rollout.shared:
-        batches = [n for n in batches if n % group == 0 or group % n == 0]
+        parted = () if needs.run.rollout.commits else [n for n in batches if group % n == 0]
+        batches = [n for n in batches if n % group == 0 or n in parted]
     batch = _last(batches, lambda n: fits(needs.of(sized(needs.run, n, 1)), usable))
     if not batch:
         return 0, 0
@@ -125,8 +126,9 @@ def _changes(needs: Needs) -> Iterator[Change]:
         yield ("train.gradient_checkpointing=true",)
     if share.micro_batch > 1:
         yield ("train.micro_batch=1",)
-    if share.batch > 1:
-        yield ("rollout.batch_size=1",)
+    least = run.rollout.group_size if run.rollout.commits else 1
+    if share.batch > least:
+        yield (f"rollout.batch_size={least}",)
     if needs.model.kind == needs.model.text_kind == "cuda":
         yield ("model.options.text_device=cpu",)
     large: dict[str, list[str]] = {}  # rewards that share their weights change together

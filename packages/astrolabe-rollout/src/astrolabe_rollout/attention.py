@@ -18,7 +18,9 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
 
-from astrolabe_rollout.cache import CacheRule, KVCache, expand
+from astrolabe_rollout.batch_cache import Part
+from astrolabe_rollout.cache import KVCache, expand
+from astrolabe_rollout.cache_rule import CacheRule
 from astrolabe_rollout.rope import rotate
 
 KeyValue = tuple[Tensor, Tensor]
@@ -43,19 +45,29 @@ class Plan(Protocol):
 
 @dataclass
 class StreamPlan:
-    """One open chunk over a KV cache, which it updates; used without gradient."""
+    """One open chunk over KV caches, which it updates; used without gradient.
 
-    cache: KVCache
-    rotation: Tensor
+    Args:
+        parts: The caches of the batch, each with the rotation of its chunk.
+        frames: Latent frames of the chunk.
+        text: See `Plan`.
+    """
+
+    parts: Sequence[tuple[Part, Tensor]]
     frames: int
     text: dict[int, KeyValue] | None
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, backend: Backend = None
     ) -> Tensor:
-        """Write the chunk's keys and values, then attend to all the cache shows."""
-        keys, values = self.cache.write(layer, rotate(key, self.rotation), value)
-        return _attention(rotate(query, self.rotation), keys, values, backend)
+        """Write the chunk's keys and values, then attend to all the caches show."""
+        out = torch.empty_like(query) if len(self.parts) > 1 else query
+        for part, rotation in self.parts:
+            q, k, v = (x if part.rows is None else x[part.rows] for x in (query, key, value))
+            keys, values = part.cache.write(layer, rotate(k, rotation), v)
+            seen = _attention(rotate(q, rotation), keys, values, backend)
+            out = seen if part.rows is None else out.index_copy(0, part.rows, seen)
+        return out
 
 
 @dataclass

@@ -10,45 +10,13 @@ numbers in the video and only those that would lie apart (the sink, the frames a
 moved up to them.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from astrolabe_rollout.cache_rule import CUT, CacheRule
 from astrolabe_rollout.rope import move
-
-CUT = 45
-"""Temporal position of the first frame after a hard cut (Infinity-RoPE's RoPE cut)."""
-
-
-@dataclass(frozen=True)
-class CacheRule:
-    """What a cache keeps and how it counts time.
-
-    Args:
-        tokens: Tokens of a latent frame.
-        window: Frames that attention can see, sink and own chunk included; ``None`` for all.
-        sink: Frames at the start that are never dropped.
-        relative: Whether positions are slots of the cache (block-relative RoPE).
-    """
-
-    tokens: int
-    window: int | None = None
-    sink: int = 0
-    relative: bool = False
-
-    def visible(self, end: int) -> tuple[int, int]:
-        """Return the first slot after the sink that a chunk ending at slot ``end`` sees.
-
-        The second number counts the slots dropped by then.
-        """
-        dropped = 0 if self.window is None else max(0, end - self.window)
-        return min(self.sink + dropped, end), dropped
-
-    def place_sink(self, sink: Tensor, dropped: int) -> Tensor:
-        """Return the sink's rotated keys where they are once so many frames are dropped."""
-        return move(sink, dropped) if self.relative else sink
 
 
 class KVCache:
@@ -77,7 +45,7 @@ class KVCache:
             raise ValueError(
                 "a cache without a window needs the number of frames to hold: set capacity."
             )
-        self.rule, self.capacity, self.prefix = rule, size, prefix
+        self.rule, self.layers, self.capacity, self.prefix = rule, layers, size, prefix
         # Frames of the video so far, the open chunk excluded.
         self.end: int = 0 if prefix is None else prefix.end
         self.length = 0  # frames stored here, the open chunk excluded
@@ -133,6 +101,12 @@ class KVCache:
         own += sum(t.nbytes for t in self._raw_sink.values())
         return own + (0 if self.prefix is None else self.prefix.nbytes)
 
+    @property
+    def state(self) -> tuple[object, ...]:
+        """All but the content: caches of equal state can be joined."""
+        sink = (self._sink_from, tuple(self._raw_sink)) if self.rule.relative else ()
+        return self.length, self.end, self.opened, self._cut, self.prefix is None, *sink
+
     def text(self, embeds: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
         """Return the prompt's keys and values by layer, to be filled once for each prompt.
 
@@ -157,7 +131,7 @@ class KVCache:
                 f"the cache holds {self.length} closed frames and the sink has {self.rule.sink}; "
                 "generate and close the first chunks before the cache is forked."
             )
-        return KVCache(self.rule, len(self._keys), capacity=frames, prefix=self)
+        return KVCache(self.rule, self.layers, capacity=frames, prefix=self)
 
     def open(self, frames: int, cut: bool = False) -> None:
         """Make room for a new chunk: drop the oldest frames after the sink.
@@ -216,7 +190,7 @@ class KVCache:
         Raises:
             ValueError: If a chunk is open, or the cache has a shared prefix.
         """
-        self._must_rest("flushed")
+        self.must_rest("flushed")
         kept = [0, self.length - 2, self.length - 1]
         if self.length <= len(kept):
             return
@@ -232,13 +206,31 @@ class KVCache:
                     keys[:, :s] = move(keys[:, :s], self._base - first)
         self._sink_from, self._raw_sink = self._base, {}
 
+    def take(self, layer: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Give away what a layer holds: keys, values and the keys of the sink as written."""
+        held = self._keys[layer], self._values[layer], self._raw_sink.pop(layer, None)
+        self.drop(layer)
+        return held
+
+    def put(self, layer: int, held: Sequence[Tensor | None]) -> None:
+        """Fill a layer with what `take` gave of one or several caches like this one."""
+        self._keys[layer], self._values[layer], raw = held
+        if raw is not None:
+            self._raw_sink[layer] = raw
+
+    def empty_like(self) -> "KVCache":
+        """Return a cache of the same state, whose layers are to be filled by `put`."""
+        other = KVCache(self.rule, self.layers, self.capacity)
+        other.length, other.end, other._sink_from = self.length, self.end, self._sink_from
+        return other
+
     def reopen(self, frames: int) -> None:
         """Open the newest frames again, to write them anew (LongLive's recache).
 
         Raises:
             ValueError: If a chunk is open, or the frames are neither all nor all after the sink.
         """
-        self._must_rest("opened again")
+        self.must_rest("opened again")
         if frames != self.length and not 0 < frames <= self.length - self.rule.sink:
             raise ValueError(
                 f"{frames} frames cannot be opened again: the cache holds {self.length}, "
@@ -253,11 +245,12 @@ class KVCache:
 
     def restart(self, frame: int = 0) -> None:
         """Forget everything; the next frame written is number ``frame`` of the video."""
-        self._must_rest("restarted")
+        self.must_rest("restarted")
         self.length, self.end = 0, frame
         self._sink_from, self._raw_sink = frame, {}
 
-    def _must_rest(self, what: str) -> None:
+    def must_rest(self, what: str) -> None:
+        """Refuse what cannot be done while a chunk is open, or to a shared prefix."""
         if self.opened or self.prefix is not None:
             raise ValueError(
                 f"the cache has an open chunk or a shared prefix and cannot be {what}. "

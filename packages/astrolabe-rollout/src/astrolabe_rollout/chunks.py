@@ -6,16 +6,20 @@ every chunk.
 """
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from astrolabe_rollout.batch_cache import BatchCache
 from astrolabe_rollout.codec import DecodeStream
 from astrolabe_rollout.model import VideoModel
 from astrolabe_rollout.overview import Overview
 from astrolabe_rollout.sampler import prefill, rebuild, recache, sample_chunk
 
+ROUNDING = 0.02  # of the largest number of an embedding; bfloat16 and 24 layers stay below
 GOLDEN_RATIO = 0x9E3779B97F4A7C15  # spreads window numbers over the seeds
 
 
@@ -62,7 +66,7 @@ class ChunkStream:
     ) -> None:
         self.model, self.size, self.record = model, len(seeds), record
         self.overview = Overview(overview) if overview else None
-        self.cache = model.transformer.new_cache(capacity)
+        self.cache = BatchCache(model.transformer.new_cache(capacity), self.size)
         self.noise = SeededNoise(seeds)
         self._decode: DecodeStream | None = None
         if decode or model.rebuild:
@@ -95,21 +99,28 @@ class ChunkStream:
         return self._keep(latents)
 
     @torch.no_grad()
-    def next(self, embeds: Tensor, *, cut: bool = False) -> Chunk:
+    def next(self, embeds: Tensor, *, cut: bool | Sequence[bool] = False) -> Chunk:
         """Sample the next chunk.
 
         Args:
-            embeds: Text ``[B, L, D]``. Another tensor object than the last time is a new prompt:
-                the model's rule for a change of prompt is applied before the chunk.
-            cut: Whether the chunk begins a scene by a hard cut: whatever the rule, all but the
-                first and last two frames are forgotten, and the chunk lies far from them in time
-                (Infinity-RoPE).
+            embeds: Text ``[B, L, D]``. To each video whose embeddings are not those of the last
+                chunk, the model's rule for another prompt is applied before the chunk.
+            cut: Whether the chunk begins a scene by a hard cut, of all videos or of each: whatever
+                the rule, all but the first and last two frames are forgotten, and the chunk lies
+                far from them in time (Infinity-RoPE).
+
+        Raises:
+            ValueError: If there are not as many cuts as videos.
         """
         model, started = self.model, self._frames > 0
-        if cut:
-            self.cache.flush()
-            self._embeds = embeds
-        self.change(embeds)
+        cuts = [cut] * self.size if isinstance(cut, bool) else list(cut)
+        if len(cuts) != self.size:
+            raise ValueError(
+                f"there are {len(cuts)} cuts for {self.size} videos. Give one a video."
+            )
+        if any(cuts):
+            self.cache.cut(cuts)
+        embeds = self._change(embeds, cuts)
         if started and model.rebuild:
             size = model.geometry.chunk
             rebuild(model.transformer, self._context(model.rebuild), embeds, self.cache, size)
@@ -126,7 +137,6 @@ class ChunkStream:
             self.noise.draw(len(sigmas), shape, embeds.device).__getitem__,
             geometry.chunk,
             timesteps=model.first_timesteps if first else model.timesteps,
-            cut=cut,
             clean=not model.rebuild,
             visited=visited,
         )
@@ -137,11 +147,25 @@ class ChunkStream:
         """Apply the model's rule for another prompt now, before the stream is forked for it.
 
         Args:
-            embeds: What comes next; the same tensor object as before changes nothing.
+            embeds: What comes next; see `next`.
         """
-        if self._frames and embeds is not self._embeds:
-            self._switch(embeds)
+        self._change(embeds)
+
+    def _change(self, embeds: Tensor, cuts: Sequence[bool] = ()) -> Tensor:
+        """Meet the prompts that are new; what was cut has met its own.
+
+        Returns:
+            ``embeds``, as the same object as before if nothing is new: text is projected once.
+        """
+        known = self._embeds
+        if self._frames and known is not None:
+            new = [False] * self.size if embeds is known else _differing(known, embeds)
+            if not any(new):
+                return known
+            self._embeds = embeds
+            self._switch([n and not cut for n, cut in zip_longest(new, cuts, fillvalue=False)])
         self._embeds = embeds
+        return embeds
 
     @torch.no_grad()
     def append(self, latents: Tensor, embeds: Tensor) -> None:
@@ -151,7 +175,7 @@ class ChunkStream:
             latents: Clean, whole chunks ``[B, f, C, h, w]``.
             embeds: What they show; see `next` for another prompt.
         """
-        self.change(embeds)
+        embeds = self._change(embeds)
         chunk = self.model.geometry.chunk
         if not self.model.rebuild:
             prefill(self.model.transformer, latents, embeds, self.cache, chunk)
@@ -172,7 +196,10 @@ class ChunkStream:
         count = len(seeds) // self.size
         other = ChunkStream(self.model, seeds, capacity=1, decode=False, record=record)
         transformer = self.model.transformer
-        other.cache = transformer.new_cache() if self.model.rebuild else self.cache.fork(frames)
+        if self.model.rebuild:
+            other.cache = BatchCache(transformer.new_cache(), other.size)
+        else:
+            other.cache = self.cache.fork(frames, count)
         other._decode = None if self._decode is None else self._decode.fork(count)
         other._embeds, other._frames = embeds, self._frames
         if self.overview is not None:
@@ -183,14 +210,26 @@ class ChunkStream:
             setattr(other, name, expanded)
         return other
 
-    def _switch(self, embeds: Tensor) -> None:
-        rule = self.model.switch
-        if rule == "flush":
-            self.cache.flush()
-        elif rule in ("recache", "recache_all"):
-            assert self._latents is not None
-            keep_sink = rule == "recache"
-            recache(self.model.transformer, self._latents, embeds, self.cache, keep_sink=keep_sink)
+    def _switch(self, chosen: Sequence[bool]) -> None:
+        """Apply the rule for another prompt to these videos and to no others."""
+        rule, embeds = self.model.switch, self._embeds
+        if rule == "keep" or not any(chosen):
+            return
+        assert embeds is not None
+        assert self._latents is not None
+        for part in self.cache.split(chosen):
+            if rule == "flush":
+                part.cache.flush()
+                continue
+            rows = slice(None) if part.rows is None else part.rows.to(embeds.device)
+            recache(
+                self.model.transformer,
+                self._latents[rows],
+                embeds[rows],
+                part.cache,
+                keep_sink=rule == "recache",
+            )
+        self.cache.settle()
 
     def _keep(self, latents: Tensor) -> Chunk:
         """Remember what later chunks may need, and decode."""
@@ -249,6 +288,22 @@ class SeededNoise:
         # From pinned memory, so that nothing waits for the copy.
         pinned = noise.pin_memory() if device.type == "cuda" else noise
         return pinned.to(device, non_blocking=True)
+
+
+def _differing(before: Tensor, after: Tensor) -> list[bool]:
+    """Which of ``[B, L, D]`` are of another prompt.
+
+    By content, since a batch may hold videos whose prompt stays. Rounding is no new prompt: where
+    an encoder computes a prompt again beside others, its last bits may differ. Another prompt
+    differs by the size of the numbers themselves.
+    """
+    length = max(before.shape[1], after.shape[1])
+    old, new = (
+        pad(x.float(), (0, 0, 0, length - x.shape[1])) for x in (before, after.to(before.device))
+    )
+    difference = (new - old).abs().amax((1, 2))
+    found: list[bool] = (difference > ROUNDING * old.abs().amax((1, 2))).tolist()
+    return found
 
 
 def _newest(before: Tensor | None, new: Tensor, count: int) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from astrolabe_rollout.batch_cache import Cache
 from astrolabe_rollout.cache import KVCache
 from astrolabe_rollout.schedule import add_noise, to_x0
 from astrolabe_rollout.transformer import CausalWan
@@ -18,7 +19,7 @@ def sample_chunk(
     transformer: CausalWan,
     sigmas: Sequence[float],
     embeds: Tensor,
-    cache: KVCache,
+    cache: Cache,
     noise: Noise,
     frames: int,
     *,
@@ -36,7 +37,7 @@ def sample_chunk(
         transformer: The model.
         sigmas: Falling noise levels, the first is 1.
         embeds: Text ``[B, L, D]``.
-        cache: Cache of the video so far.
+        cache: Cache of the video so far, or those of the batch.
         noise: Where noise comes from.
         frames: Latent frames of the chunk.
         timesteps: What the model is told of each noise level; by default ``1000 σ``.
@@ -66,7 +67,7 @@ def sample_chunk(
 
 
 @torch.no_grad()
-def write_clean(transformer: CausalWan, latents: Tensor, embeds: Tensor, cache: KVCache) -> None:
+def write_clean(transformer: CausalWan, latents: Tensor, embeds: Tensor, cache: Cache) -> None:
     """Write the keys and values of clean latents into the open chunk and close it."""
     transformer.forward_chunk(latents, latents.new_zeros(latents.shape[:2]), embeds, cache)
     cache.close()
@@ -74,7 +75,7 @@ def write_clean(transformer: CausalWan, latents: Tensor, embeds: Tensor, cache: 
 
 @torch.no_grad()
 def prefill(
-    transformer: CausalWan, latents: Tensor, embeds: Tensor, cache: KVCache, chunk: int
+    transformer: CausalWan, latents: Tensor, embeds: Tensor, cache: Cache, chunk: int
 ) -> None:
     """Fill a cache with clean latents ``[B, f, C, h, w]``, chunk by chunk."""
     for part in torch.split(latents, chunk, 1):
@@ -121,7 +122,7 @@ def recache(
 
 @torch.no_grad()
 def rebuild(
-    transformer: CausalWan, context: Tensor, embeds: Tensor, cache: KVCache, chunk: int
+    transformer: CausalWan, context: Tensor, embeds: Tensor, cache: Cache, chunk: int
 ) -> None:
     """Compute the cache anew from clean latents, at positions from 0 (Krea's rule for each chunk).
 

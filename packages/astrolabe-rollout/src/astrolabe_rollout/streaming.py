@@ -75,7 +75,6 @@ class StreamingPolicy(TensorDictModuleBase):
         ]
         self._model = model
         self._stream: ChunkStream | None = None
-        self._embeds: Tensor | None = None
         self._context: Tensor | None = None
         self._windows = 0  # sampled since the videos began
 
@@ -91,7 +90,7 @@ class StreamingPolicy(TensorDictModuleBase):
 
     def release(self) -> None:
         """Forget the videos, and with them the cache; the next call has to start new ones."""
-        self._stream = self._embeds = self._context = None
+        self._stream = self._context = None
         self._windows = 0
 
     @torch.no_grad()
@@ -106,7 +105,7 @@ class StreamingPolicy(TensorDictModuleBase):
         if index == 0:
             self.release()
         geometry = self._model.geometry
-        embeds = self._prompt(flat[EMBEDS].to(next(self.transformer.parameters()).device))
+        embeds = flat[EMBEDS].to(next(self.transformer.parameters()).device)
         seeds = flat[SEED].tolist()
         if index == 0:
             self._stream = ChunkStream(
@@ -139,12 +138,6 @@ class StreamingPolicy(TensorDictModuleBase):
         for key, value in written.items():
             tensordict[key] = value.reshape(*tensordict.batch_size, *value.shape[1:])
         return tensordict
-
-    def _prompt(self, embeds: Tensor) -> Tensor:
-        """The object of the call before if the prompt is the same: a stream tells them by it."""
-        if self._embeds is None or not torch.equal(self._embeds, embeds):
-            self._embeds = embeds
-        return self._embeds
 
     def _index(self, flat: TensorDictBase) -> int:
         indices = flat[INDEX].unique().tolist()

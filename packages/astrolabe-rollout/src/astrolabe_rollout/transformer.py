@@ -24,7 +24,9 @@ from astrolabe_rollout.attention import (
     TextCrossAttention,
     WindowPlan,
 )
-from astrolabe_rollout.cache import CacheRule, KVCache
+from astrolabe_rollout.batch_cache import BatchCache, Cache, Part
+from astrolabe_rollout.cache import KVCache
+from astrolabe_rollout.cache_rule import CacheRule
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.rope import rotations
 
@@ -102,7 +104,7 @@ class CausalWan(nn.Module):
 
     @torch.no_grad()
     def forward_chunk(
-        self, latents: Tensor, timestep: Tensor, embeds: Tensor, cache: KVCache
+        self, latents: Tensor, timestep: Tensor, embeds: Tensor, cache: Cache
     ) -> Tensor:
         """Predict the velocity of the cache's open chunk and store its keys and values.
 
@@ -110,13 +112,17 @@ class CausalWan(nn.Module):
             latents: Noisy latents ``[B, f, C, h, w]``.
             timestep: ``1000 σ``, ``[B, f]``.
             embeds: Text ``[B, L, D]``.
-            cache: Cache with an open chunk of f frames.
+            cache: Cache, or caches of the batch, with an open chunk of f frames.
 
         Returns:
             Velocity ``[B, f, C, h, w]``.
         """
-        rotation = self._rotation(cache.positions, latents)
-        plan = StreamPlan(cache, rotation, latents.shape[1], cache.text(embeds))
+        device = self._weight.device
+        parts = [
+            (part.on(device), self._rotation(part.cache.positions, latents))
+            for part in (cache.parts if isinstance(cache, BatchCache) else [Part(cache)])
+        ]
+        plan = StreamPlan(parts, latents.shape[1], cache.text(embeds))
         return self._run(latents, timestep, embeds, plan)
 
     def forward_window(
