@@ -82,7 +82,10 @@ def test_prompts_come_from_tables_and_from_vbench(trained, tmp_path):
     lines = tmp_path / "mine.jsonl"
     lines.write_text('{"prompt": "a cat"}\n\n{"prompt": "a dog"}\n')
     assert suite(lines)[0].prompts == ("a cat", "a dog")
-    vbench = tmp_path / "VBench_full_info.json"
+    array = tmp_path / "mine.json"
+    array.write_text('["a cat", {"prompt": "a dog"}]')
+    assert suite(array)[0].prompts == ("a cat", "a dog")
+    vbench = tmp_path / "VBench_full_info.JSON"
     entries = [{"prompt_en": name, "dimension": ["color"]} for name in ("a cat", "a dog")]
     vbench.write_text(json.dumps(entries))
     whole, names = suite(vbench)
@@ -94,11 +97,13 @@ def test_prompts_come_from_tables_and_from_vbench(trained, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.csv", "text\na cat\n", "no table of prompts"),
-        ("a.jsonl", '{"prompt": "a"}\n{"prompt": " "}\n', "empty prompt in row 2"),
-        ("a.jsonl", "", "no prompts"),
-        ("a.jsonl", "{", "no table of prompts"),
-        ("a.json", '{"a": 1}', "not VBench's list"),
+        ("a.csv", "text\na cat\n", "there is no 'prompt' among 'text'"),
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt": " "}\n', "line 2, column 'prompt': it is empty"),
+        ("a.jsonl", "", "holds no prompt"),
+        ("a.jsonl", "{", "line 1: it is no JSON"),
+        ("a.JSON", '{"a": 1}', "it is an object, not an array"),
+        ("a.json", '[{"prompt_en": null, "dimension": ["color"]}]', "not VBench's list"),
+        ("a.json", '[{"prompt_en": "a", "dimension": "color"}]', "not VBench's list"),
     ],
 )
 def test_a_bad_list_of_prompts_ends_in_one_line(trained, tmp_path, capsys, name, content, words):

@@ -169,6 +169,8 @@ def test_csv_has_a_row_for_every_video_in_their_order(folder, recording):
 
 
 TABLES = {
+    "p.JSON": '[{"Path": "b.mp4", "PROMPT": ""}, {"path": "a.mp4", "prompt": "a\u2028cat"}]',
+    "p.Tsv": "Path\tPrompt\nb.mp4\t\na.mp4\ta\u2028cat\n",
     "p.jsonl": '{"path": "a.mp4", "prompt": "a\u2028cat"}\n\n{"path": "b.mp4", "prompt": ""}\n',
     "p.csv": "\ufeffprompt,seed,path\r\na\u2028cat,1,a.mp4\r\n,2,b.mp4\r\n",
 }
@@ -186,14 +188,17 @@ def test_prompts_are_read_from_a_table(folder, name):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"path": "a.mp4"}', "line 1 of .* has no path and prompt"),
-        (b'\n{"path": "a.mp4", "prompt": 7}', "line 2"),
-        (b"[1, 2]", "line 1"),
-        (b"a red ball", "line 1"),
-        (b"caf\xe9", r"is not UTF-8 text \(byte 3\)"),
+        (b'{"path": "a.mp4"}', "line 1: there is no 'prompt' among 'path'"),
+        (b'\n{"path": "a.mp4", "prompt": 7}', "line 2, column 'prompt': it is 7, not a text"),
+        (b'{"path": "a.mp4", "prompt": null}', "line 1, column 'prompt': it is null"),
+        (b'{"path": ["a.mp4"], "prompt": "a"}', "line 1, column 'path': it is a list"),
+        (b'{"path": "", "prompt": "a"}', "line 1, column 'path': it is empty"),
+        (b"[1, 2]", "line 1: it is a list"),
+        (b"a red ball", "line 1: it is no JSON"),
+        (b"caf\xe9", r"byte 4 of line 1 is 0xe9"),
         (
             b'{"path": "a.mp4", "prompt": "a"}\n{"path": "./a.mp4", "prompt": "b"}',
-            "line 2 .* gives './a.mp4' another prompt",
+            "line 2: './a.mp4' has another prompt",
         ),
     ],
 )
@@ -205,9 +210,9 @@ def test_a_table_of_prompts_that_is_wrong_is_named_with_its_line(folder, content
 
 def test_a_csv_without_the_columns_and_a_missing_table_are_refused(folder):
     (folder / "p.csv").write_text("file,text\na.mp4,a cat\n")
-    with pytest.raises(ConfigError, match=r"line 2 .* the columns path and prompt"):
+    with pytest.raises(ConfigError, match=r"line 2: there is no 'path' among 'file', 'text'"):
         find_prompts([folder / "a.mp4"], [], folder / "p.csv")
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match="there is no prompt file"):
         find_prompts([folder / "a.mp4"], [], folder / "no.csv")
     with pytest.raises(ConfigError, match="both given"):
         find_prompts([folder / "a.mp4"], ["x"], folder / "p.csv")

@@ -143,5 +143,5 @@ def test_a_file_of_scripts_is_a_suite(tmp_path):
     path.write_bytes("grün".encode("latin-1"))
     with pytest.raises(SuiteError, match="not UTF-8"):
         script_suite(path)
-    with pytest.raises(SuiteError, match="cannot be read"):
+    with pytest.raises(SuiteError, match="no prompt file"):
         script_suite(tmp_path / "absent.txt")

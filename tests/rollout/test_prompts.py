@@ -53,9 +53,10 @@ def test_utf16_is_refused_with_and_without_its_mark(tmp_path):
     path.write_bytes("a cat\na dog".encode("utf-16-le"))
     with pytest.raises(PromptFileError, match="byte 2 of line 1 is 0x00"):
         read_prompts(path)
-    path.write_bytes(b"\xff\xfe" + "a cat".encode("utf-16-le"))
-    with pytest.raises(PromptFileError, match="byte 1 of line 1 is 0xff"):
-        read_prompts(path)
+    for encoding in ("utf-16", "utf-32"):
+        path.write_bytes("a cat".encode(encoding))
+        with pytest.raises(PromptFileError, match=f"is {encoding.upper()}, not UTF-8. Convert it"):
+            read_prompts(path)
 
 
 @settings(max_examples=40, deadline=None)

@@ -61,11 +61,13 @@ def test_longlive_scripts_switch_at_given_frames(tmp_path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "holds no script"),
-        (b'{"prompts": ["a", "b"]}\n{"prompts": []}', "line 2 is no script"),
-        (b'{"prompts": "a"}', "line 1 is no script"),
-        (b"not json", "line 1 is no script"),
-        (b"\xff\xfe", "not UTF-8"),
+        (b"", "holds no prompt"),
+        (b'{"prompts": ["a", "b"]}\n{"prompts": []}', "line 2: it is no script"),
+        (b'{"prompts": "a"}', "line 1: it is no script"),
+        (b'{"prompts": ["a", null]}', "prompt 2 of the script, column 'prompt': it is null"),
+        (b'{"prompts": ["a", "b"], "prompt": "c"}', "line 1: it is no script"),
+        (b"not json", "line 1: it is no JSON"),
+        (b"\xff\xfe", "is UTF-16"),
     ],
 )
 def test_a_script_file_of_another_form_is_refused(tmp_path, content, problem):
@@ -75,6 +77,12 @@ def test_a_script_file_of_another_form_is_refused(tmp_path, content, problem):
         read_interactive(path, [4])
 
 
+def test_scripts_may_have_a_byte_order_mark_and_line_breaks_of_unicode(tmp_path):
+    path = tmp_path / "SCRIPTS.JSONL"
+    path.write_bytes('\ufeff{"prompts": ["a\u2028b", "c\x85d"]}\r\n'.encode())
+    assert read_interactive(path, [40]) == [[("a\u2028b", 0), ("c\x85d", 40)]]
+
+
 def test_a_missing_script_file_is_named(tmp_path):
-    with pytest.raises(PromptFileError, match="there is no file"):
+    with pytest.raises(PromptFileError, match="there is no prompt file"):
         read_interactive(tmp_path / "none.jsonl", [4])

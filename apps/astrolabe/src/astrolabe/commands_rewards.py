@@ -26,7 +26,7 @@ def score(
         typer.Option(help="What a video should show: one for all, or one for each, in order."),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="JSON Lines or .csv with a path and a prompt each.")
+        Path | None, typer.Option(help="Table (.csv, .tsv, .json, .jsonl) of path and prompt.")
     ] = None,
     reward: RewardNames = None,
     recipe: RewardRecipes = None,

@@ -25,11 +25,11 @@ def generate(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(help="One prompt or script of scenes per line; or LongLive's .jsonl."),
+        typer.Option(help="Prompts or scripts: text, .csv, .tsv, .json, .jsonl; or LongLive's."),
     ] = None,
     switch_frames: Annotated[
         str | None,
-        typer.Option(metavar="N,N,...", help="Latent frames at which a .jsonl's prompts change."),
+        typer.Option(metavar="N,N,...", help="Latent frames at which LongLive's prompts change."),
     ] = None,
     run: Annotated[Path | None, typer.Option(help="Use what this run has learned.")] = None,
     model: Annotated[str, typer.Option(help="Model, if no run is given.")] = "tiny",

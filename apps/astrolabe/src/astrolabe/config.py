@@ -254,8 +254,8 @@ class Evaluation:
     """The report before and after, on prompts that are not trained on."""
 
     prompts: str = "tiny_heldout"
-    """A packaged list, a text file with one prompt per line, a .jsonl or .csv file with "prompt",
-    or VBench's ``VBench_full_info.json``, whose videos then have the names that VBench expects."""
+    """A packaged list, a text file with one prompt per line, a .csv, .tsv, .jsonl or .json with
+    "prompt", or VBench's ``VBench_full_info.json``, whose videos then have VBench's own names."""
     num_videos: int = 128
     """Videos of each model, evenly over the prompts; prompts are repeated with other noise if they
     run out. 0: each prompt once, and all videos of VBench's list."""

@@ -16,7 +16,7 @@ from astrolabe.compose_rewards import Scorer, build_reward, build_term
 from astrolabe.config import Run
 from astrolabe.errors import ConfigError
 from astrolabe.load import to_json
-from astrolabe.prompts import prompt_list
+from astrolabe.prompts import prompt_list, prompt_rows
 from astrolabe.run_folder import RunFolder
 from astrolabe.sampling import (
     evaluation_frames,
@@ -40,6 +40,7 @@ from astrolabe_eval import (
     write_report,
 )
 from astrolabe_eval.suites import name_seed
+from astrolabe_eval.vbench_prompts import PROMPT_KEY
 from astrolabe_rollout.lora import load_lora
 from astrolabe_rollout.model import VideoModel
 from astrolabe_rollout.scenes import parse_scenes
@@ -147,9 +148,12 @@ def make_suite(run: Run) -> tuple[Suite, tuple[str, ...]]:
         The suite, and the names of its videos if it has any of its own (VBench's list).
     """
     settings = run.evaluation
-    if settings.prompts.endswith(".json"):
+    where = "evaluation.prompts"
+    if settings.prompts.lower().endswith(".json") and any(
+        PROMPT_KEY in row.values for row in prompt_rows(settings.prompts, where) or ()
+    ):
         return _vbench(settings.prompts, settings.num_videos)
-    prompts = prompt_list(settings.prompts, "evaluation.prompts")
+    prompts = prompt_list(settings.prompts, where)
     count = settings.num_videos or len(prompts)
     if settings.scenes:
         _check_scripts(prompts)

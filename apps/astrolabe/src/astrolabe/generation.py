@@ -27,7 +27,7 @@ from astrolabe.jobs import (
 from astrolabe.run_folder import RunFolder
 from astrolabe.sampling import load_trained
 from astrolabe_rollout.model import VideoModel
-from astrolabe_rollout.prompts import read_prompts
+from astrolabe_rollout.prompt_files import PROMPT, SCRIPT, Row, read_rows
 from astrolabe_rollout.scenes import Scene, parse_scenes, read_interactive
 
 TEXTS = 16
@@ -41,7 +41,7 @@ class Request:
     prompts: Sequence[str]
     """Prompts and scripts of scenes."""
     file: Path | None
-    """More of them, one a line; or LongLive's interactive scripts (.jsonl)."""
+    """More of them, see `read_rows`; or LongLive's interactive scripts."""
     switch_frames: Sequence[int]
     """Latent frames at which the prompts of an interactive script change."""
     model: Part
@@ -93,26 +93,36 @@ def perform(request: Request, say: Callable[[str], None]) -> None:
 
 def _scripts(request: Request) -> tuple[list[list[Scene]], list[list[tuple[str, int]]]]:
     """Read all prompts, before any weights: scripts of scenes, and interactive ones."""
-    lines, interactive = list(request.prompts), []
-    if request.file is not None:
-        if request.file.suffix == ".jsonl":
-            try:
-                interactive = read_interactive(request.file, request.switch_frames)
-            except ValueError as error:
-                raise ConfigError(f"--file, --switch-frames: {error}") from error
-        else:
-            lines += read_prompts(request.file)
+    rows = [] if request.file is None else read_rows(request.file)
+    interactive: list[list[tuple[str, int]]] = []
+    if request.file is not None and any(SCRIPT in row.values for row in rows):
+        try:
+            rows, interactive = [], read_interactive(request.file, request.switch_frames)
+        except ValueError as error:
+            raise ConfigError(f"--file, --switch-frames: {error}") from error
     if request.switch_frames and not interactive:
-        raise ConfigError("--switch-frames belongs to --file SCRIPTS.jsonl. Give that file too.")
-    if not any(line.strip() for line in lines) and not interactive:
+        raise ConfigError(
+            '--switch-frames belongs to --file with interactive scripts ({"prompts": [...]} in '
+            "each line of a .jsonl). Give that file too."
+        )
+    if not any(line.strip() for line in request.prompts) and not rows and not interactive:
         raise ConfigError(
             "there is no prompt. Give one in quotes, or --file with one per line: "
             'astrolabe generate "a red circle bounces on a white background".'
         )
     try:
-        return [parse_scenes(line) for line in lines], interactive
+        typed = [parse_scenes(line) for line in request.prompts]
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    return typed + [_scenes_of(row) for row in rows], interactive
+
+
+def _scenes_of(row: Row) -> list[Scene]:
+    text = row.text()
+    try:
+        return parse_scenes(text)
+    except ValueError as error:
+        raise ConfigError(f"--file: {row.error(str(error), PROMPT)}") from error
 
 
 def _model(request: Request) -> tuple[VideoModel, int, dict[str, object]]:

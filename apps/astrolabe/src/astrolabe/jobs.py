@@ -126,7 +126,7 @@ class Manifest:
         self.path = folder / ("manifest.jsonl" if rank == 0 else f"manifest-{rank}.jsonl")
         self.known: dict[str, Settings] = {}
         for path in sorted(folder.glob("manifest*.jsonl")):
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
                 entry = _entry(line)
                 if entry is not None:
                     self.known[entry["file"]] = entry["settings"]

@@ -145,7 +145,7 @@ def write_scores(path: Path, results: Sequence[Scored], names: Sequence[str]) ->
         }
         for result in results
     ]
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     else:
         table = io.StringIO(newline="")
@@ -176,7 +176,7 @@ def _check(
     request: Request, videos: Sequence[Path], prompts: Sequence[str], rewards: Mapping[str, Scorer]
 ) -> None:
     """Refuse what cannot end well, before anything is scored."""
-    if request.out is not None and request.out.suffix not in FORMATS:
+    if request.out is not None and request.out.suffix.lower() not in FORMATS:
         raise ConfigError(
             f"--out {str(request.out)!r} ends in neither of {', '.join(FORMATS)}. Rename it."
         )

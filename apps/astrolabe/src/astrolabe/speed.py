@@ -20,8 +20,8 @@ from torch import Tensor
 from astrolabe.checkpoint_files import LORA
 from astrolabe.clock import peak_memory
 from astrolabe.compose import build_model
+from astrolabe.evaluate import make_suite
 from astrolabe.generate import length
-from astrolabe.prompts import prompt_list
 from astrolabe.run_folder import RunFolder
 from astrolabe.sampling import load_trained
 from astrolabe_eval.files import write_atomic
@@ -92,7 +92,7 @@ def speed(path: Path, *, seconds: float | None, repeats: int, say: Say) -> dict[
         OSError: If the files cannot be written.
     """
     folder, run = RunFolder.open(path)
-    prompt = prompt_list(run.evaluation.prompts, "evaluation.prompts")[0]
+    prompt = make_suite(run)[0].prompts[0]
     model = build_model(run.model)
     chunks = length(model, None, seconds, CHUNKS * model.geometry.chunk)
     checkpoint = load_trained(model, folder)

@@ -1,14 +1,15 @@
 """Which video files are meant, and what each should show."""
 
-import csv
-import io
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from astrolabe.errors import ConfigError
 from astrolabe.jobs import Manifest, Settings
+from astrolabe_rollout.errors import PromptFileError
+from astrolabe_rollout.prompt_files import read_rows
 
+#: The column of a table that names a video.
+PATH = "path"
 #: What is looked for in a folder; a file that is named may end in anything.
 ENDINGS = (".mp4", ".webm", ".mov", ".mkv", ".avi")
 
@@ -45,7 +46,7 @@ def find_prompts(videos: Sequence[Path], given: Sequence[str], file: Path | None
     Args:
         videos: From `find_videos`.
         given: Prompts that were typed: one for all, or one for each.
-        file: Or a table of them, see `read_prompts`. Without both, the manifests that `astrolabe
+        file: Or a table of them, see `read_table`. Without both, the manifests that `astrolabe
             generate` wrote beside its videos say it; scenes are joined by ``|``.
 
     Raises:
@@ -61,7 +62,7 @@ def find_prompts(videos: Sequence[Path], given: Sequence[str], file: Path | None
             )
         return list(given) * len(videos) if len(given) == 1 else list(given)
     if file is not None:
-        table = read_prompts(file)
+        table = read_table(file)
         for video in videos:
             if video.resolve() not in table:
                 raise ConfigError(
@@ -76,66 +77,38 @@ def find_prompts(videos: Sequence[Path], given: Sequence[str], file: Path | None
     return [_made_from(manifests.get(video.parent, {}).get(video.name)) for video in videos]
 
 
-def read_prompts(file: Path) -> dict[Path, str]:
+def read_table(file: Path) -> dict[Path, str]:
     """Read a table of paths and prompts.
 
     Args:
-        file: JSON Lines with ``{"path": ..., "prompt": ...}``, or CSV (``.csv``) with a first line
-            that names the columns ``path`` and ``prompt``; further columns are left alone.
+        file: With ``path`` and ``prompt`` in each row or object, see `read_rows`; a prompt may be
+            empty.
 
     Returns:
         Absolute path to prompt.
 
     Raises:
-        ConfigError: Names the file and the line.
+        ConfigError: Names the file, the line and the column.
     """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{str(file)!r} is not UTF-8 text (byte {error.start}). Save it as UTF-8."
-        ) from error
-    except OSError as error:
-        raise ConfigError(f"--prompts: {str(file)!r} cannot be read ({error.strerror}).") from error
     table: dict[Path, str] = {}
-    for number, row in _csv_rows(text) if file.suffix == ".csv" else _json_rows(text):
-        path, prompt = (row.get("path"), row.get("prompt")) if isinstance(row, dict) else (0, 0)
-        if not isinstance(path, str) or not path or not isinstance(prompt, str):
-            raise ConfigError(
-                f"line {number} of {str(file)!r} has no path and prompt. Write "
-                '{"path": "a.mp4", "prompt": "a cat"}, or in a .csv the columns path and prompt.'
-            )
-        beside = file.parent / path
-        found = (beside if beside.exists() else Path(path)).resolve()
-        if table.setdefault(found, prompt) != prompt:
-            raise ConfigError(
-                f"line {number} of {str(file)!r} gives {path!r} another prompt than an earlier "
-                "line. Keep one of them."
-            )
-    return table
-
-
-def _json_rows(text: str) -> Iterator[tuple[int, object]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except ValueError:
-                yield number, None
-
-
-def _csv_rows(text: str) -> Iterator[tuple[int, object]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
-        for row in reader:
-            yield reader.line_num, row
-    except csv.Error:
-        yield reader.line_num, None
+        for row in read_rows(file):
+            path, prompt = row.text(PATH), row.text(empty=True)
+            beside = file.parent / path
+            found = (beside if beside.exists() else Path(path)).resolve()
+            if table.setdefault(found, prompt) != prompt:
+                raise row.error(
+                    f"{path!r} has another prompt than in an earlier one. Keep one of them."
+                )
+    except PromptFileError as error:
+        raise ConfigError(f"--prompts: {error}") from error
+    return table
 
 
 def _made_from(settings: Settings | None) -> str:
     """The prompts of a video's scenes; empty for one that no manifest knows."""
     try:
-        return " | ".join(str(scene["prompt"]) for scene in (settings or {})["scenes"])
+        prompts = [scene["prompt"] for scene in (settings or {})["scenes"]]
     except (KeyError, TypeError):
         return ""
+    return " | ".join(prompts) if all(isinstance(prompt, str) for prompt in prompts) else ""

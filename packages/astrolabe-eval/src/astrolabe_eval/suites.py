@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from astrolabe_eval.errors import SuiteError
+from astrolabe_eval.text_lines import read_lines
 
 #: Seeds count up from here. Training seeds are usually small numbers; these stay clear of them.
 FIRST_SEED = 1_000_000
@@ -107,38 +108,13 @@ def load_suite(path: str | Path, *, name: str | None = None, limit: int | None =
         The prompts in the order of the file, with the default seeds.
 
     Raises:
-        SuiteError: If the file is missing, cannot be read, has no prompt, or is not UTF-8.
+        SuiteError: If the file is missing, cannot be read, has no prompt, is not UTF-8, or is a
+            table by its name.
     """
     path = Path(path)
-    if not path.is_file():
-        raise SuiteError(
-            f"There is no prompt file {str(path)!r}. Give a text file with one prompt on a line."
-        )
     if limit is not None and limit < 1:
         raise SuiteError(f"limit is {limit}: a suite needs at least 1 prompt.")
-    lines = (_decode(line, number, path) for number, line in enumerate(_lines(path), start=1))
-    prompts = tuple(line.strip() for line in lines if line.strip())[:limit]
+    prompts = tuple(line for line in read_lines(path) if line)[:limit]
     if not prompts:
         raise SuiteError(f"{str(path)!r} has no prompts. Write one on each line.")
     return Suite(name or path.stem, prompts)
-
-
-def _lines(path: Path) -> list[bytes]:
-    """The lines of a file without the byte order mark that some editors put first."""
-    try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
-    except OSError as error:
-        raise SuiteError(
-            f"The prompt file {str(path)!r} cannot be read ({error.strerror}). "
-            "Check its permissions."
-        ) from error
-
-
-def _decode(line: bytes, number: int, path: Path) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise SuiteError(
-            f"Line {number} of {str(path)!r} is not UTF-8 (byte {error.start}). "
-            "Save the file as UTF-8."
-        ) from error

@@ -15,9 +15,12 @@ from typing import Final
 
 from astrolabe_eval.errors import SuiteError
 from astrolabe_eval.suites import Suite, name_seed
+from astrolabe_eval.text_lines import read_lines
 
 #: Videos of a prompt that VBench reads; it looks for no others.
 SAMPLES: Final = 5
+#: What the list calls the text of an entry.
+PROMPT_KEY: Final = "prompt_en"
 _INFO: Final = "VBench_full_info.json"
 #: What file systems allow, less what a hidden file has beside the name while it is written.
 _LONGEST_NAME: Final = 255 - 20
@@ -97,12 +100,9 @@ def read_vbench_prompts(place: str | Path | None = None) -> tuple[VBenchPrompt, 
     """
     path = find_full_info(place)
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        prompts = tuple(
-            VBenchPrompt(str(entry["prompt_en"]), tuple(map(str, entry["dimension"])))
-            for entry in entries
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        prompts = tuple(_entry(entry, number) for number, entry in enumerate(entries, start=1))
+    except (OSError, ValueError, TypeError) as error:
         raise SuiteError(
             f"{str(path)!r} is not VBench's list of prompts ({error!r}). Take the one of the wheel."
         ) from error
@@ -143,7 +143,9 @@ def vbench_suite(
         raise SuiteError(f"samples is {samples}. Use 1 or more.")
     shown = [prompt.text for prompt in prompts]
     if augmented is not None:
-        shown = _read_lines(augmented)
+        shown = read_lines(augmented)
+        while shown and not shown[-1]:
+            shown.pop()
         if len(shown) != len(prompts):
             raise SuiteError(
                 f"{str(augmented)!r} has {len(shown)} lines for {len(prompts)} prompts. It must "
@@ -232,7 +234,7 @@ def script_suite(path: str | Path, *, samples: int = 1, name: str | None = None)
     Raises:
         SuiteError: If the file cannot be read, a script occurs twice or has an empty scene.
     """
-    scripts = [line for line in _read_lines(path) if line]
+    scripts = [line for line in read_lines(path) if line]
     for number, script in enumerate(scripts, start=1):
         try:
             parse_script(script)
@@ -249,12 +251,16 @@ def script_suite(path: str | Path, *, samples: int = 1, name: str | None = None)
     )
 
 
-def _read_lines(path: str | Path) -> list[str]:
-    """Every line without white space at its ends; blank ones too: a list is read by position."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise SuiteError(f"{str(path)!r} cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise SuiteError(f"{str(path)!r} is not UTF-8. Save it as UTF-8.") from error
-    return [line.strip() for line in text.rstrip("\n").split("\n")]
+def _entry(entry: object, number: int) -> VBenchPrompt:
+    """One entry of the list; a missing text must not become the word None."""
+    text, judged = (
+        (entry.get(PROMPT_KEY), entry.get("dimension")) if isinstance(entry, dict) else (None, None)
+    )
+    if (
+        not isinstance(text, str)
+        or not text.strip()
+        or not isinstance(judged, list)
+        or not all(isinstance(name, str) for name in judged)
+    ):
+        raise ValueError(f"entry {number} has no {PROMPT_KEY!r} and list of 'dimension'")
+    return VBenchPrompt(text, tuple(judged))

@@ -6,4 +6,4 @@ class CheckpointError(ValueError):
 
 
 class PromptFileError(ValueError):
-    """A prompt file that is missing, empty or not UTF-8 text."""
+    """A file of prompts that is missing, empty, not UTF-8, or has an entry that does not fit."""

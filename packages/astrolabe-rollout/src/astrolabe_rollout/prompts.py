@@ -5,7 +5,6 @@ the seed, so that an interrupted run goes on exactly, also on another number of 
 """
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,64 +13,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from astrolabe_rollout.errors import PromptFileError
-
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+from astrolabe_rollout.prompt_files import read_rows
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """Read a UTF-8 text file with one prompt per line; blank lines are skipped.
+    """Read a file of prompts; see `astrolabe_rollout.prompt_files` for its forms.
 
     Args:
-        path: The file. A byte order mark, as some editors write it, is dropped.
+        path: Text in UTF-8 with one prompt a line, or a ``.csv``, ``.tsv``, ``.jsonl`` or ``.json``
+            with a ``prompt`` in each row or object.
 
     Returns:
         The prompts in the order of the file, without surrounding white space. Never empty.
 
     Raises:
-        PromptFileError: If the file is missing, unreadable, without a prompt, or not UTF-8.
+        PromptFileError: If the file is missing, unreadable, without a prompt, not UTF-8, or one of
+            its prompts is missing, empty or no text; with file, line and column.
     """
-    path = Path(path)
-    try:
-        data = path.read_bytes().removeprefix(BYTE_ORDER_MARK)
-    except FileNotFoundError:
-        raise PromptFileError(
-            f"there is no prompt file {str(path)!r}. Create it with one prompt per line."
-        ) from None
-    except IsADirectoryError:
-        raise PromptFileError(
-            f"{str(path)!r} is a directory, not a prompt file. Name one text file in it."
-        ) from None
-    except OSError as error:
-        raise PromptFileError(
-            f"the prompt file {str(path)!r} cannot be read ({error.strerror}). "
-            "Check its permissions."
-        ) from error
-    # Only line ends separate prompts: str.splitlines would also cut at U+2028 and form feeds.
-    prompts = [line.strip() for line in re.split("\r\n|\r|\n", _decode(data, path))]
-    if not any(prompts):
-        raise PromptFileError(
-            f"the prompt file {str(path)!r} holds no prompt. Write one prompt per line."
-        )
-    return [prompt for prompt in prompts if prompt]
-
-
-def _decode(data: bytes, path: Path) -> str:
-    """Decode UTF-8, naming the place of the first byte that is not."""
-    try:
-        text = data.decode("utf-8")
-        offset = text.find("\0")  # UTF-16 of plain English is valid UTF-8 full of zeros
-        start = len(text[:offset].encode()) if offset >= 0 else None
-    except UnicodeDecodeError as error:
-        start = error.start
-    if start is None:
-        return text
-    line, column = data.count(b"\n", 0, start) + 1, start - data.rfind(b"\n", 0, start)
-    raise PromptFileError(
-        f"the prompt file {str(path)!r} is not UTF-8 text: byte {column} of line {line} is "
-        f"0x{data[start]:02x}. Save it as UTF-8, for example with "
-        "`iconv -f LATIN1 -t UTF-8 OLD > NEW` (UTF-16 for files of some Windows programs)."
-    )
+    return [row.text() for row in read_rows(path)]
 
 
 class Draw(NamedTuple):

@@ -7,15 +7,14 @@ Scenes are parted by ``|``. ``[5s]`` at the end of one is its length in seconds,
 one. This is what Infinity-RoPE's documentation says; its public code cuts at the end instead.
 """
 
-import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from astrolabe_rollout.errors import PromptFileError
 from astrolabe_rollout.geometry import Geometry
+from astrolabe_rollout.prompt_files import PROMPT, SCRIPT, Row, read_rows
 
 _BRACKET = re.compile(r"\[([^\[\]]*)\]\s*$")
 _LENGTH = re.compile(r"\s*(?:(\d+(?:\.\d+)?|\.\d+)\s*s)?\s*(#?)\s*")
@@ -66,47 +65,34 @@ def parse_scenes(text: str) -> list[Scene]:
 
 
 def read_interactive(path: str | Path, switch_frames: Sequence[int]) -> list[list[tuple[str, int]]]:
-    """Read LongLive's interactive scripts: one JSON object a line, ``{"prompts": ["...", ...]}``.
+    """Read LongLive's interactive scripts: JSON objects ``{"prompts": ["...", ...]}``.
 
     Args:
-        path: The file, in UTF-8.
+        path: The file, ``.jsonl`` or ``.json``.
         switch_frames: Latent frame at which each prompt after the first begins, rising.
 
     Returns:
         For each script its prompts, each with the latent frame at which it begins.
 
     Raises:
-        PromptFileError: If the file is missing, empty, not UTF-8, or a line is of another form.
+        PromptFileError: If the file is missing, empty, not UTF-8, or an entry is of another form.
         ValueError: If the switch frames do not rise from above 0, or their number does not fit.
     """
-    path = Path(path)
     begins = [0, *switch_frames]
     if begins != sorted(set(begins)):
         raise ValueError(
             f"the switch frames {list(switch_frames)} do not rise from above 0. "
             "Give the latent frame at which each new prompt begins: 40,80,120."
         )
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise PromptFileError(f"there is no file {str(path)!r}. Check the path.") from None
-    except UnicodeDecodeError as error:
-        raise PromptFileError(
-            f"{str(path)!r} is not UTF-8 (byte {error.start}). Save it as UTF-8."
-        ) from error
     scripts = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        prompts = _prompts(path, number, line)
+    for row in read_rows(path):
+        prompts = _prompts(row)
         if len(prompts) != len(begins):
             raise ValueError(
-                f"{str(path)!r}, line {number} has {len(prompts)} prompts, but there are "
+                f"{str(path)!r}, {row.place} has {len(prompts)} prompts, but there are "
                 f"{len(switch_frames)} switch frames. Give one for each prompt after the first."
             )
         scripts.append(list(zip(prompts, begins, strict=True)))
-    if not scripts:
-        raise PromptFileError(f"{str(path)!r} holds no script. Write one JSON object a line.")
     return scripts
 
 
@@ -137,18 +123,12 @@ def _marked(text: str, position: int, problem: str) -> str:
     )
 
 
-def _prompts(path: Path, number: int, line: str) -> list[str]:
-    try:
-        prompts = json.loads(line)["prompts"]
-    except (ValueError, KeyError, TypeError):
-        prompts = None
-    if (
-        not isinstance(prompts, list)
-        or not prompts
-        or not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts)
-    ):
-        raise PromptFileError(
-            f"{str(path)!r}, line {number} is no script. "
-            'Write {"prompts": ["first", "second"]}, one object a line.'
-        )
-    return prompts
+def _prompts(row: Row) -> list[str]:
+    """The prompts of a script, each checked like a prompt that stands alone."""
+    prompts = row.values.get(SCRIPT)
+    if not isinstance(prompts, list) or not prompts or PROMPT in row.values:
+        raise row.error('it is no script. Write {"prompts": ["first", "second"]}, one object each.')
+    return [
+        Row(row.path, f"{row.place}, prompt {number} of the script", {PROMPT: prompt}).text()
+        for number, prompt in enumerate(prompts, start=1)
+    ]
