@@ -9,6 +9,7 @@ import torch
 
 from astrolabe.cli import main
 from astrolabe.generate import _chunks
+from astrolabe.generation import read_scripts
 from astrolabe.jobs import Job, Part, batches
 from astrolabe_eval import read_mp4, write_mp4
 from astrolabe_rollout.chunks import ChunkStream
@@ -130,6 +131,42 @@ def test_videos_of_a_batch_have_scenes_and_cuts_of_their_own():
     uncut = film([Job("uncut", (Part("a red circle", 4, False),), 3)])[0]
     assert (uncut - together[2])[9:].abs().max() > 0.02
     assert (uncut - together[2])[:9].abs().max() < 1e-3
+
+
+TABLES = {
+    "p.CSV": 'prompt,id\n"a red circle, moving",1\na blue square,2\n',
+    "p.jsonl": '\ufeff{"prompt": "a red circle, moving"}\n{"prompt": "a blue square"}\n',
+    "p.json": '["a red circle, moving", {"prompt": "a blue square"}]',
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_prompts_of_a_table_are_filmed_and_not_its_header(tmp_path, name):
+    (tmp_path / name).write_text(TABLES[name], encoding="utf-8")
+    scenes, interactive = read_scripts([], tmp_path / name, [])
+    assert [scene.prompt for (scene,) in scenes] == ["a red circle, moving", "a blue square"]
+    assert interactive == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("p.csv", "prompt\na circle, moving\n", r"p\.csv', line 2: it has 2 cells for 1"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompts": ["b"]}\n', "line 1: it is no script"),
+        ("p.txt", "a cat\n\na [3x] | b\n", r"p\.txt', line 3, column 'prompt': the scenes do not"),
+        ("p.JSONL", '{"prompts": ["a", "b"]}', "line 1 has 2 prompts, but there are 0 switch"),
+    ],
+)
+def test_a_list_that_does_not_fit_is_refused_before_the_model(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=words):
+        read_scripts([], tmp_path / name, [])
+
+
+def test_switches_need_interactive_scripts(tmp_path):
+    (tmp_path / "p.txt").write_text("a\n")
+    with pytest.raises(ValueError, match="--switch-frames belongs to --file"):
+        read_scripts([], tmp_path / "p.txt", [4])
 
 
 def test_many_seeds_of_a_prompt_have_names_of_their_own(folder, random_model):

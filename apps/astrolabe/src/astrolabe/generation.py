@@ -66,7 +66,7 @@ def perform(request: Request, say: Callable[[str], None]) -> None:
         ConfigError: If something typed does not fit, or other videos are in the way.
     """
     rank, world = share_of_work()
-    scenes, interactive = _scripts(request)
+    scenes, interactive = read_scripts(request.prompts, request.file, request.switch_frames)
     model, length, common = _model(request)
     jobs = make_jobs(
         [
@@ -91,27 +91,42 @@ def perform(request: Request, say: Callable[[str], None]) -> None:
     _show(made, request.out, say)
 
 
-def _scripts(request: Request) -> tuple[list[list[Scene]], list[list[tuple[str, int]]]]:
-    """Read all prompts, before any weights: scripts of scenes, and interactive ones."""
-    rows = [] if request.file is None else read_rows(request.file)
+def read_scripts(
+    prompts: Sequence[str], file: Path | None, switch_frames: Sequence[int]
+) -> tuple[list[list[Scene]], list[list[tuple[str, int]]]]:
+    """Read all prompts, before any weights.
+
+    Args:
+        prompts: Those that were typed.
+        file: More of them, see `Request`.
+        switch_frames: As there.
+
+    Returns:
+        Scripts of scenes, and interactive ones as `read_interactive` gives them.
+
+    Raises:
+        ConfigError: If a script does not parse, or there is none.
+        PromptFileError: If the file, or an entry of it, cannot be read.
+    """
+    rows = [] if file is None else read_rows(file)
     interactive: list[list[tuple[str, int]]] = []
-    if request.file is not None and any(SCRIPT in row.values for row in rows):
+    if file is not None and any(SCRIPT in row.values for row in rows):
         try:
-            rows, interactive = [], read_interactive(request.file, request.switch_frames)
+            rows, interactive = [], read_interactive(file, switch_frames)
         except ValueError as error:
             raise ConfigError(f"--file, --switch-frames: {error}") from error
-    if request.switch_frames and not interactive:
+    if switch_frames and not interactive:
         raise ConfigError(
             '--switch-frames belongs to --file with interactive scripts ({"prompts": [...]} in '
             "each line of a .jsonl). Give that file too."
         )
-    if not any(line.strip() for line in request.prompts) and not rows and not interactive:
+    if not any(line.strip() for line in prompts) and not rows and not interactive:
         raise ConfigError(
             "there is no prompt. Give one in quotes, or --file with one per line: "
             'astrolabe generate "a red circle bounces on a white background".'
         )
     try:
-        typed = [parse_scenes(line) for line in request.prompts]
+        typed = [parse_scenes(line) for line in prompts]
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return typed + [_scenes_of(row) for row in rows], interactive

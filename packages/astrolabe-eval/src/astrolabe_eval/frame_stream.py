@@ -1,19 +1,18 @@
 """The frames of a video file one after another, so that a minute of video needs memory for one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import av
-import numpy as np
 
+from astrolabe_eval.display import Display, Matrix
 from astrolabe_eval.errors import VideoError
 from astrolabe_eval.frames import Frames
-from astrolabe_eval.video_io import check_complete
-
-#: ``"tagged"``: the colours that the file was made of. ``"bt601"``: what OpenCV 4.11 makes of any
-#: file; it ignores the tag (OpenCV 5 does not), so that numbers of tools built on it need the same.
-Matrix = Literal["tagged", "bt601"]
+from astrolabe_eval.mp4_boxes import check_complete
 
 
 class Shape(NamedTuple):
@@ -23,20 +22,84 @@ class Shape(NamedTuple):
     num_frames: int
 
 
-def measure(path: str | Path) -> Shape:
-    """Count the frames of a video file without decoding them.
+class Decoder:
+    """The frames of one file as they are shown, and when.
+
+    Only what an edit list shows is decoded.
+
+    Args:
+        path: The file.
+        matrix: How colours are converted.
 
     Raises:
         VideoError: If the file is missing, cut short, or holds no video.
     """
-    with _opened(Path(path)) as container:
-        stream = container.streams.video[0]
-        # The packets are counted where a container does not say how many frames it has.
-        count = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
-        fps = float(stream.average_rate or 0)
-    if not count or fps <= 0:
-        raise VideoError(f"{str(path)!r} holds no frames. Write it again.")
-    return Shape(fps, count)
+
+    def __init__(self, path: str | Path, matrix: Matrix = "tagged") -> None:
+        self.path, self._matrix = Path(path), matrix
+        self._times: list[Fraction | None] = []
+        self._declared: list[Fraction] = []
+        self._tick = Fraction(0)
+
+    def __iter__(self) -> Iterator[Frames]:
+        """Yield ``uint8 [3, H, W]``, RGB."""
+        for display, frame in self._decoded():
+            yield display.show(frame)
+
+    def count(self) -> int:
+        """Decode the file and throw the frames away."""
+        return sum(1 for _ in self._decoded())
+
+    @property
+    def fps(self) -> float:
+        """The mean rate of the frames that were decoded, by the times at which they are shown.
+
+        Raises:
+            VideoError: If no time and no rate is known, or the times go backwards.
+        """
+        if not self._times:
+            raise VideoError(f"{str(self.path)!r} holds no frames. Write it again.")
+        times = [time for time in self._times if time is not None]
+        late = next((i for i, pair in enumerate(pairwise(times)) if pair[0] > pair[1]), None)
+        if late is not None:
+            raise VideoError(
+                f"The times of {str(self.path)!r} go backwards after frame {late}. "
+                "Write it again: ffmpeg -i IN OUT"
+            )
+        known = len(times) == len(self._times) > 1 and times[-1] > times[0]
+        # Where a bare stream of H.264 has no times, the guess is its rate, the average a default.
+        for rate in self._declared if times else reversed(self._declared):
+            if not known or _even(times, rate, self._tick):
+                return float(rate)
+        if not known:
+            raise VideoError(f"{str(self.path)!r} does not say its frame rate. Write it again.")
+        return float((len(times) - 1) / (times[-1] - times[0]))
+
+    def _decoded(self) -> Iterator[tuple[Display, av.VideoFrame]]:
+        self._times.clear()
+        with _opened(self.path) as (container, stream):
+            rates = (stream.average_rate, stream.guessed_rate)
+            self._declared = [Fraction(rate) for rate in rates if rate]
+            self._tick = Fraction(stream.time_base or 0)
+            display = Display(self.path, stream, self._matrix)
+            for frame in container.decode(stream):
+                display.check(frame)
+                at = None if frame.pts is None else frame.pts * Fraction(frame.time_base or 0)
+                self._times.append(at)
+                yield display, frame
+
+
+def measure(path: str | Path) -> Shape:
+    """Count the frames of a video file that are shown.
+
+    They are decoded: packets, or what a container says of them, are not what an edit list shows.
+
+    Raises:
+        VideoError: If the file is missing, cut short, or holds no video.
+    """
+    decoder = Decoder(path)
+    count = decoder.count()
+    return Shape(decoder.fps, count)
 
 
 def stream_frames(path: str | Path, *, matrix: Matrix = "tagged") -> Iterator[Frames]:
@@ -47,40 +110,38 @@ def stream_frames(path: str | Path, *, matrix: Matrix = "tagged") -> Iterator[Fr
         matrix: How colours are converted.
 
     Yields:
-        ``uint8 [3, H, W]``, RGB.
+        ``uint8 [3, H, W]``, RGB, as they are to be shown, see `astrolabe_eval.display`.
 
     Raises:
-        VideoError: If the file is missing, cut short, holds no video or breaks off.
+        VideoError: If the file is missing, cut short, holds no video, breaks off, or cannot be
+            shown as RGB of 8 bits.
     """
-    path = Path(path)
-    colours = "itu601" if matrix == "bt601" else None  # None: by the tag of the frame
-    with _opened(path) as container:
-        try:
-            for frame in container.decode(container.streams.video[0]):
-                picture = frame.reformat(
-                    format="rgb24", src_colorspace=colours, dst_colorspace=colours
-                ).to_ndarray()
-                yield np.ascontiguousarray(picture.transpose(2, 0, 1))
-        except av.FFmpegError as error:
-            raise _unreadable(path, error) from error
+    yield from Decoder(path, matrix)
 
 
-def _opened(path: Path) -> "av.container.InputContainer":
+def _even(times: Sequence[Fraction], rate: Fraction, tick: Fraction) -> bool:
+    """Whether frames come at this rate, but for times that are rounded to whole ticks."""
+    rounding = tick if tick and (1 / rate / tick).denominator > 1 else Fraction(0)
+    return all(abs(time - times[0] - index / rate) <= rounding for index, time in enumerate(times))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple["av.container.InputContainer", av.VideoStream]]:
     if not path.is_file():
         raise VideoError(f"There is no video file {str(path)!r}. Check the path.")
     check_complete(path)
     try:
-        container = av.open(path)
+        with av.open(path) as container:
+            stream = container.streams.best("video")
+            # A cover of a piece of music is a stream of one picture.
+            if (
+                not isinstance(stream, av.VideoStream)
+                or stream.disposition & av.stream.Disposition.attached_pic
+            ):
+                raise VideoError(f"{str(path)!r} holds no video, only other streams.")
+            yield container, stream
     except av.FFmpegError as error:
-        raise _unreadable(path, error) from error
-    if not container.streams.video:
-        container.close()
-        raise VideoError(f"{str(path)!r} holds no video, only other streams.")
-    return container
-
-
-def _unreadable(path: Path, error: av.FFmpegError) -> VideoError:
-    return VideoError(
-        f"{str(path)!r} cannot be read as a video ({error.strerror}). "
-        "Copy it again, or play it to see whether it is one."
-    )
+        raise VideoError(
+            f"{str(path)!r} cannot be read as a video ({error.strerror}). "
+            "Copy it again, or play it to see whether it is one."
+        ) from error

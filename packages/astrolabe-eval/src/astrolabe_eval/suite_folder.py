@@ -16,9 +16,10 @@ import numpy as np
 from astrolabe_eval.errors import SuiteError, VideoError
 from astrolabe_eval.files import write_atomic
 from astrolabe_eval.frames import Frames
+from astrolabe_eval.mp4_boxes import check_complete
 from astrolabe_eval.scoring import Evaluation
 from astrolabe_eval.suites import Suite
-from astrolabe_eval.video_io import check_complete, read_mp4, write_mp4
+from astrolabe_eval.video_io import read_mp4, write_mp4
 
 #: Number of a sample in a file name; suites of more than a million prompts need more digits.
 _DIGITS = 6

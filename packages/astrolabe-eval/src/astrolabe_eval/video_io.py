@@ -14,7 +14,7 @@ import av
 import numpy as np
 from numpy.typing import ArrayLike
 
-from astrolabe_eval.errors import VideoError
+from astrolabe_eval.frame_stream import Decoder
 from astrolabe_eval.frames import Frames, as_frames, upscale
 
 # ITU-T H.273: 1 is BT.709 for primaries, transfer and matrix. Players guess the matrix of untagged
@@ -219,31 +219,16 @@ def read_mp4(path: str | Path) -> Video:
         path: The file.
 
     Returns:
-        The frames and their mean rate.
+        The frames as they are to be shown, see `astrolabe_eval.display`, and their mean rate.
 
     Raises:
-        VideoError: If the file is missing, cut short, or holds no video.
+        VideoError: If the file is missing, cut short, holds no video, or cannot be shown as RGB of
+            8 bits.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise VideoError(f"There is no video file {str(path)!r}. Check the path.")
-    check_complete(path)
-    try:
-        with av.open(path) as container:
-            if not container.streams.video:
-                raise VideoError(f"{str(path)!r} holds no video, only other streams.")
-            stream = container.streams.video[0]
-            pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-            fps = float(stream.average_rate or 0)
-    except av.FFmpegError as error:
-        raise VideoError(
-            f"{str(path)!r} cannot be read as a video ({error.strerror}). "
-            "Copy it again, or play it to see whether it is one."
-        ) from error
-    if not pictures or fps <= 0:
-        raise VideoError(f"{str(path)!r} holds no frames. Write it again.")
-    frames = np.stack(pictures).astype(np.uint8, copy=False)  # [F, H, W, 3]
-    return Video(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), fps)
+    decoder = Decoder(path)
+    frames = list(decoder)
+    fps = decoder.fps
+    return Video(np.stack(frames), fps)
 
 
 def _target_size(height: int, width: int, max_side: int | None) -> tuple[int, int]:
@@ -260,31 +245,3 @@ def _pad_to_even(video: Frames) -> Frames:
     """Repeat the last row or column of ``[F, 3, H, W]`` where a side is odd."""
     height, width = video.shape[-2:]
     return np.pad(video, ((0, 0), (0, 0), (0, height % 2), (0, width % 2)), mode="edge")
-
-
-def check_complete(path: Path) -> None:
-    """Refuse an mp4 whose boxes announce more bytes than the file has.
-
-    ffmpeg plays what is left of such a file and says nothing (ISO/IEC 14496-12, 4.2: a box starts
-    with its size in 4 bytes and its type in 4).
-    """
-    total = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(12)
-        if start[4:8] != b"ftyp":
-            return
-        position = 0
-        while position < total:
-            file.seek(position)
-            header = file.read(16)
-            size = int.from_bytes(header[:4], "big")
-            if size == 1:  # a 64-bit size follows the type
-                size = int.from_bytes(header[8:16], "big")
-            if size == 0:  # up to the end of the file
-                return
-            if len(header) < 8 or size < 8 or position + size > total:
-                raise VideoError(
-                    f"{str(path)!r} is cut short: it has {total} bytes and its part at byte "
-                    f"{position} announces {max(size, 8)}. Copy or write it again."
-                )
-            position += size
