@@ -108,7 +108,12 @@ def test_equal_results_may_lie_in_two_files_but_not_different_ones(tmp_path):
         ("[]", "no dimensions"),
         ("{}", "no dimensions"),
         ('{"Human_Anatomy": [0.5, []]}', "VBench-2.0"),
-        ('{"color": 0.5}', "another version"),
+        ('{"color": 0.5, "scene": [0.5, []]}', "another version"),
+        ('{"colour": 0.5}', "no dimension"),
+        ('{"color": 0.5, "scene": 20.5}', "cannot be told"),
+        ('{"color": 166.0}', "above 100 %"),
+        ('{"color": null}', "no number"),
+        ('{"color": 0.5, "Color": 0.5}', "twice"),
         ('{"color": [0.5]}', "another version"),
         ('{"color": [NaN, []]}', "no video was found"),
         ('{"color": [null, []]}', "no video was found"),
@@ -149,3 +154,27 @@ def test_tables_show_percent_and_say_what_is_missing():
     assert r"base\_1 & 100.00 & 100.00 & 100.00 \\" in latex
     assert r"tuned & n/a & n/a & n/a \\" in latex
     assert "% partial: tuned lacks 15" in latex
+
+
+def test_percentages_are_refused_where_shares_are_due():
+    with pytest.raises(VBenchError, match=r"color is 83\.0.*divide all scores by 100"):
+        totals({"color": 83.0})
+
+
+@pytest.mark.parametrize("scale", ["share", "percent", "text"])
+@pytest.mark.parametrize("spelling", [str, lambda name: name.replace("_", " ").title()])
+def test_a_flat_file_of_the_leaderboard_is_read(tmp_path, scale, spelling):
+    written = {
+        "share": lambda score: score,
+        "percent": lambda score: 100 * score,
+        "text": lambda score: f"{100 * score:.10f}%",
+    }[scale]
+    scores = {name: 0.02 + 0.97 * bounds.high for name, bounds in DIMENSIONS.items()}
+    scores = {name: min(score, 0.99) for name, score in scores.items()}
+    content = {spelling(name): written(score) for name, score in scores.items()}
+    path = tmp_path / "leaderboard.json"
+    path.write_text(json.dumps({"Total Score": written(0.8), **content}))
+    found = read_results(path)
+    assert found.scores == pytest.approx(scores)
+    assert totals(found.scores).total == pytest.approx(totals(scores).total)
+    assert totals(found.scores).total <= 1.1

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from astrolabe.epilog import examples
+from astrolabe.epilog import examples, lines
 from astrolabe.reward_options import RewardNames, RewardOverrides, RewardRecipes
+from astrolabe_eval.vbench_needs import overview
 
 commands = typer.Typer()
 
@@ -62,20 +63,54 @@ def over_time(
 
 
 @commands.command(
-    epilog=examples(
-        "astrolabe vbench runs/long --dimension temporal_flickering",
-        "astrolabe vbench runs/long --dimension imaging_quality --python vbench-env/bin/python",
+    epilog="\n\n".join(
+        (
+            examples(
+                "astrolabe vbench runs/long --dimension temporal_flickering",
+                "astrolabe vbench runs/long --dimension all --cache weights --download",
+                "astrolabe vbench runs/long --dimension color --python vbench-env/bin/python",
+            ),
+            lines("Dimension, what it reads, prompts it can judge, weights:", *overview()),
+        )
     )
 )
 def vbench(
     folder: Folder,
-    dimension: Annotated[list[str], typer.Option(help="Which of VBench's; may be repeated.")],
+    dimension: Annotated[
+        list[str],
+        typer.Option(
+            help="One of the sixteen below; may be repeated. all: what the prompts allow."
+        ),
+    ],
     python: Annotated[
         Path | None,
-        typer.Option(help="Interpreter that has vbench; without it uv makes an environment."),
+        typer.Option(
+            help="Interpreter that has vbench; without it uv makes one (6 GB on disk)."
+        ),
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder of VBench's weights; else $VBENCH_CACHE_DIR or ~/.cache/vbench."),
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Let VBench fetch weights that are absent there.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; else CUDA if there is.")] = None,
 ) -> None:
-    """Run VBench over the videos and give its totals, with the dimensions that are missing."""
+    """Run VBench over the videos and give its totals, with the dimensions that are missing.
+
+    Videos of VBench's own prompts (astrolabe eval --prompts VBench_full_info.json) are judged on
+    all dimensions. Of other prompts, human_action needs some that end in "person is" and a class of
+    Kinetics-400, and those that compare with VBench's list mean nothing and are refused.
+    """
     from astrolabe.evaluated import vbench as run_dimensions
 
-    run_dimensions(folder, dimension, python, typer.echo)
+    run_dimensions(
+        folder,
+        dimension,
+        typer.echo,
+        python=python,
+        cache=cache,
+        download=download,
+        device=device,
+    )

@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ from astrolabe_eval import (
 )
 from astrolabe_eval.files import write_atomic
 from astrolabe_eval.suite_folder import MANIFEST
+from astrolabe_eval.vbench import DIMENSIONS
+from astrolabe_eval.vbench_environment import are_standard
+from astrolabe_eval.vbench_run import unfit
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.scenes import parse_scenes
 
@@ -87,7 +90,7 @@ def count_votes(votes: Path, key: Path, say: Say) -> None:
         low, high = tally["interval"]
         say(
             f"{name:<16} {second} over {first}: {tally['rate']:.0%} [{low:.0%}, {high:.0%}] of "
-            f"{tally['votes']} votes"
+            f"{tally['votes']} votes on {tally['prompts']} independent prompts"
         )
 
 
@@ -116,10 +119,8 @@ def over_time(folder: Path, terms: dict[str, RewardTerm], seconds: float, say: S
         )
         drift = drift_curves(found)
         for name, curve in drift.items():
-            means = "  ".join(f"{value:.4f}" for value in curve["mean"])
-            change = curve["change"]
-            end = "" if change is None else f"   last minus first {change:+.4f}"
-            say(f"{label:<14} {name:<16} {means}{end}")
+            means = "  ".join("n/a" if v is None else f"{v:.4f}" for v in curve["mean"])
+            say(f"{label:<14} {name:<16} {means}{_last_minus_first(curve)}")
         content[label] = {**found, "drift": drift, "missing": dict(evaluation.missing)}
         content[label]["first_last_consistency"] = {
             name: _alike(path, min(2.0, seconds)) for name, path in paths.items()
@@ -129,21 +130,57 @@ def over_time(folder: Path, terms: dict[str, RewardTerm], seconds: float, say: S
     say(f"Every interval: {file}")
 
 
-def vbench(folder: Path, dimensions: Sequence[str], python: Path | None, say: Say) -> None:
-    """Run VBench over each model's videos; write ``vbench.json``, ``.md`` and ``.tex``."""
+def _last_minus_first(curve: dict[str, Any]) -> str:
+    """The change over time with its interval and what it rests on; nothing if there is none."""
+    if curve["change"] is None:
+        return ""
+    ends = ", ".join(f"{end:+.4f}" for end in curve["change_interval"] or ())
+    return (
+        f"   last minus first {curve['change']:+.4f} [{ends or 'no interval'}] "
+        f"({curve['change_prompts']} prompts)"
+    )
+
+
+def vbench(
+    folder: Path,
+    dimensions: Sequence[str],
+    say: Say,
+    *,
+    python: Path | None = None,
+    cache: Path | None = None,
+    download: bool = False,
+    device: str | None = None,
+) -> None:
+    """Run VBench over each model's videos; write ``vbench.json``, ``.md`` and ``.tex``.
+
+    Args:
+        folder: As in :func:`models_in`.
+        dimensions: Names, or ``"all"`` for those that mean something for the prompts.
+        say: Shows a line.
+        python: As in :func:`run_vbench`, like all that follow.
+        cache: Folder of weights.
+        download: Let VBench fetch what is absent there.
+        device: To compute on.
+    """
     models = models_in(folder)
     parent = next(iter(models.values())).path.parent
     results = {}
     for label, made in models.items():
-        own = made.suite.name == "vbench"
-        say(f"VBench: {label}, {', '.join(dimensions)} ...")
+        standard = are_standard(made.names, python=python, option=_option)
+        prompts = None if standard else dict(zip(made.names, made.suite.prompts, strict=True))
+        chosen = _chosen(dimensions, prompts, say)
+        say(f"VBench: {label}, {', '.join(chosen)} ...")
         found = run_vbench(
             made.path / "videos",
             parent / "vbench" / label,
-            dimensions,
-            mode="standard" if own else "custom_input",
-            prompts=None if own else dict(zip(made.names, made.suite.prompts, strict=True)),
+            chosen,
+            mode="standard" if standard else "custom_input",
+            prompts=prompts,
             python=python,
+            device=device,
+            cache=cache,
+            download=download,
+            option=_option,
         )
         for name, left_out in (("missing", found.missing), ("not scored", found.unscored)):
             if left_out:
@@ -156,6 +193,23 @@ def vbench(folder: Path, dimensions: Sequence[str], python: Path | None, say: Sa
     write_atomic(parent / "vbench.md", totals_markdown(table).encode())
     write_atomic(parent / "vbench.tex", totals_latex(table).encode())
     say(totals_markdown(table).rstrip())
+
+
+def _option(parameter: str) -> str:
+    """How the command line calls a parameter."""
+    return f"--{parameter}"
+
+
+def _chosen(dimensions: Sequence[str], prompts: Mapping[str, str] | None, say: Say) -> list[str]:
+    """The dimensions asked for; of all of them those that the prompts allow."""
+    if "all" not in dimensions:
+        return list(dict.fromkeys(dimensions))
+    if prompts is None:
+        return list(DIMENSIONS)
+    reasons = {name: unfit(name, prompts.values()) for name in DIMENSIONS}
+    for why in dict.fromkeys(reason for reason in reasons.values() if reason):
+        say(f"Left out: {', '.join(name for name in reasons if reasons[name] == why)} ({why})")
+    return [name for name, why in reasons.items() if why is None]
 
 
 def _scenes(

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from astrolabe_eval.errors import VBenchError
+from astrolabe_eval.vbench_flat import shares_of
 
 #: How VBench ends the name of a file with results.
 RESULTS_SUFFIX: Final = "_eval_results.json"
@@ -110,7 +111,8 @@ def totals(scores: Mapping[str, float]) -> Totals:
         scores: Dimension to raw score, ``Results.scores`` for example; names with underscores.
 
     Raises:
-        VBenchError: If a name is no dimension of VBench 1.0 or a score is not finite.
+        VBenchError: If a name is no dimension of VBench 1.0, or a score is not finite or above 1,
+            as in percent.
 
     Example:
         >>> scores = {name: bounds.high for name, bounds in DIMENSIONS.items()}
@@ -125,6 +127,11 @@ def totals(scores: Mapping[str, float]) -> Totals:
             raise VBenchError(f"{name!r} is no dimension of VBench 1.0: {', '.join(DIMENSIONS)}.")
         if not math.isfinite(score):
             raise VBenchError(f"The score of {name} is {score}. Leave out what was not computed.")
+        if abs(score) > 1:
+            raise VBenchError(
+                f"The score of {name} is {score}, but raw scores do not exceed 1. If it is in "
+                "percent, divide all scores by 100."
+            )
     normalised = {
         name: (scores[name] - low) / (high - low)
         for name, (low, high, _) in DIMENSIONS.items()
@@ -144,7 +151,11 @@ def totals(scores: Mapping[str, float]) -> Totals:
 
 
 def read_results(paths: str | Path | Sequence[str | Path]) -> Results:
-    """Read result files of VBench.
+    """Read result files of VBench, or a flat one of the leaderboard.
+
+    A flat file is ``{"subject consistency": 0.96, ...}``: dimension to raw score, in any letters,
+    with spaces or underscores. If all its numbers exceed 1, or are texts such as ``"96.1%"``, they
+    are taken for percent. Its totals are passed over, since they follow from the rest.
 
     Args:
         paths: Files, or folders with ``*_eval_results.json`` in them or one folder down. What lies
@@ -154,8 +165,9 @@ def read_results(paths: str | Path | Sequence[str | Path]) -> Results:
         Every dimension that was found, in the order of `DIMENSIONS`.
 
     Raises:
-        VBenchError: If there is no result file, one is damaged or of another version, or two files
-            have different results of one dimension. The message names the file.
+        VBenchError: If there is no result file, one is damaged or of another version, two files
+            have different results of one dimension, or a flat one mixes shares and percent. The
+            message names the file.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     found: dict[str, tuple[Path, list[Any]]] = {}
@@ -216,6 +228,8 @@ def _read(path: Path) -> dict[str, list[Any]]:
             f"{str(path)!r} is no result file of VBench 1.0: it has no dimensions. "
             f"Name the files that end in {RESULTS_SUFFIX}."
         )
+    if not any(isinstance(entry, list) for entry in content.values()):
+        return {name: [share, []] for name, share in shares_of(path, content, DIMENSIONS).items()}
     for name, entry in content.items():
         _check_entry(path, name, entry)
     return content

@@ -21,7 +21,7 @@ from astrolabe_eval.text_lines import read_lines
 SAMPLES: Final = 5
 #: What the list calls the text of an entry.
 PROMPT_KEY: Final = "prompt_en"
-_INFO: Final = "VBench_full_info.json"
+FULL_INFO: Final = "VBench_full_info.json"
 #: What file systems allow, less what a hidden file has beside the name while it is written.
 _LONGEST_NAME: Final = 255 - 20
 _LENGTH = re.compile(r"\[\s*(\d+(?:\.\d+)?)\s*s\s*#?\s*\]\s*$")
@@ -71,17 +71,17 @@ def find_full_info(place: str | Path | None = None) -> Path:
     if place is None:
         spec = importlib.util.find_spec("vbench")
         folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
-        candidates = [folder / _INFO for folder in folders]
+        candidates = [folder / FULL_INFO for folder in folders]
     else:
         place = Path(place)
-        candidates = [place, place / _INFO, place / "vbench" / _INFO]
-        candidates += sorted(place.glob(f"lib/python*/site-packages/vbench/{_INFO}"))
+        candidates = [place, place / FULL_INFO, place / "vbench" / FULL_INFO]
+        candidates += sorted(place.glob(f"lib/python*/site-packages/vbench/{FULL_INFO}"))
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     where = "this environment" if place is None else repr(str(place))
     raise SuiteError(
-        f"There is no {_INFO} in {where}. Name the file; it is in the wheel of vbench 0.1.5: "
+        f"There is no {FULL_INFO} in {where}. Name the file; it is in the wheel of vbench 0.1.5: "
         "uv venv /tmp/vb --python 3.11 && uv pip install --python /tmp/vb --no-deps vbench==0.1.5"
     )
 

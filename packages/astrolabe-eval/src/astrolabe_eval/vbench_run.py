@@ -6,62 +6,28 @@ for every dimension, also for those that run on a CPU.
 
 import json
 import os
-import shutil
+import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
+from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal
 
 from astrolabe_eval.errors import VBenchError
+from astrolabe_eval.files import write_atomic
 from astrolabe_eval.vbench import DIMENSIONS, RESULTS_SUFFIX, Results, read_results
+from astrolabe_eval.vbench_actions import action_of, names_with_actions
+from astrolabe_eval.vbench_environment import (
+    check_environment,
+    interpreter,
+    parameter,
+    variables,
+)
+from astrolabe_eval.vbench_needs import NEEDS, absent_weights, describe
 from astrolabe_eval.vbench_prompts import SAMPLES
 
-VERSION: Final = "0.1.5"
-#: The newest Python for which what VBench 0.1.5 pins (tokenizers 0.13) comes as a wheel.
-PYTHON: Final = "3.11"
-
-_GRIT = ("grit_model/grit_b_densecap_objectdet.pth",)
-_VICLIP = ("ViCLIP/ViClip-InternVid-10M-FLT.pth",)
-#: Dimension to the files it needs in VBench's cache folder.
-WEIGHTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {
-        "subject_consistency": (
-            "dino_model/facebookresearch_dino_main/hubconf.py",
-            "dino_model/dino_vitbase16_pretrain.pth",
-        ),
-        "background_consistency": ("clip_model/ViT-B-32.pt",),
-        "temporal_flickering": (),
-        "motion_smoothness": ("amt_model/amt-s.pth",),
-        "dynamic_degree": ("raft_model/models/raft-things.pth",),
-        "aesthetic_quality": (
-            "clip_model/ViT-L-14.pt",
-            "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth",
-        ),
-        "imaging_quality": ("pyiqa_model/musiq_spaq_ckpt-358bb6af.pth",),
-        "object_class": _GRIT,
-        "multiple_objects": _GRIT,
-        "human_action": ("umt_model/l16_ptk710_ftk710_ftk400_f16_res224.pth",),
-        "color": _GRIT,
-        "spatial_relationship": _GRIT,
-        "scene": ("caption_model/tag2text_swin_14m.pth",),
-        "appearance_style": ("clip_model/ViT-B-32.pt",),
-        "temporal_style": _VICLIP,
-        "overall_consistency": _VICLIP,
-    }
-)
-#: Dimensions that need what VBench's list knows about each prompt.
-_STANDARD_ONLY: Final = frozenset(
-    {
-        "object_class",
-        "multiple_objects",
-        "scene",
-        "appearance_style",
-        "color",
-        "spatial_relationship",
-    }
-)
+_SAMPLE: Final = re.compile(r"-\d+$")
 # Runs in the other environment, so it imports nothing of ours.
 _DRIVER: Final = """
 import json, sys
@@ -105,15 +71,18 @@ def run_vbench(
     download: bool = False,
     name: str = "vbench",
     timeout: float | None = None,
+    option: Callable[[str], str] = parameter,
 ) -> VBenchRun:
     """Run VBench over a folder of videos and read what it wrote.
 
     Args:
         videos: A folder of ``.mp4`` files; ``{prompt}-{sample}.mp4`` for ``"standard"``.
         out: Where VBench writes ``{name}_eval_results.json`` and ``{name}_full_info.json``.
-        dimensions: Which; those of object detection also need ``detectron2`` in the environment,
-            which only ``python`` can have.
-        mode: ``"standard"`` for VBench's own prompts, ``"custom_input"`` for others.
+        dimensions: Which; `vbench_needs.NEEDS` says what each reads. Those of object detection need
+            ``detectron2`` in the environment, which only ``python`` can have.
+        mode: ``"standard"`` for VBench's own prompts, ``"custom_input"`` for others. With these,
+            ``human_action`` needs prompts that end in ``person is`` and a class of Kinetics-400;
+            VBench is shown the videos under names that say it.
         prompts: File name to prompt, for custom input whose names do not say it.
         python: Interpreter of an environment with ``vbench``; None has ``uv`` make one (the first
             time it fetches packages that take 6 GB on disk).
@@ -122,32 +91,72 @@ def run_vbench(
         download: Let VBench download weights that are absent.
         name: First part of the names of the result files.
         timeout: Seconds after which the run is stopped; None: never.
+        option: How messages call a parameter; a command line has names of its own.
 
     Raises:
         VBenchError: If the request cannot be run, which is found out before anything starts, or
             VBench failed; then with the end of what it printed.
     """
-    files = _check_folder(Path(videos), mode)
-    cache = Path(cache or os.environ.get("VBENCH_CACHE_DIR") or Path.home() / ".cache" / "vbench")
-    _check_request(dimensions, mode, prompts, files)
+    videos, out = Path(videos), Path(out)
+    files = _check_folder(videos, mode)
+    cache = weights_folder(cache)
+    texts = _check_request(dimensions, mode, prompts, files)
     if not download:
-        _check_weights(dimensions, cache)
-    job = {
-        "device": device,
-        "out": str(Path(out).resolve()),
-        "videos_path": str(Path(videos).resolve()),
-        "name": name,
-        "dimension_list": list(dimensions),
-        "prompt_list": dict(prompts or {}),
-        "local": True,
-        "mode": "vbench_standard" if mode == "standard" else mode,
-    }
-    results = Path(out) / f"{name}{RESULTS_SUFFIX}"
+        _check_weights(dimensions, cache, option)
+    command = interpreter(python, option)
+    check_environment(command, dimensions, option, files if mode == "standard" else None)
+    results = out / f"{name}{RESULTS_SUFFIX}"
     results.unlink(missing_ok=True)  # what is read below must be of this run
-    _run([*_interpreter(python), "-c", _DRIVER, json.dumps(job)], cache, timeout)
-    if not results.is_file():
-        raise VBenchError(f"VBench ended well but did not write {str(results)!r}.")
-    return _collect(results, Path(out) / f"{name}_full_info.json", mode)
+    info = out / f"{name}_full_info.json"
+    with TemporaryDirectory(prefix="astrolabe-vbench-") as stage:
+        shown = videos.resolve()
+        if mode != "standard" and "human_action" in dimensions:
+            names = names_with_actions({file: texts[file] for file in sorted(files)})
+            shown = Path(stage).resolve()
+            for file, seen in names.items():
+                (shown / seen).symlink_to(videos.resolve() / file)
+            texts = {names[file]: text for file, text in texts.items() if file in names}
+        job = {
+            "device": device,
+            "out": str(out.resolve()),
+            "videos_path": str(shown),
+            "name": name,
+            "dimension_list": list(dimensions),
+            "prompt_list": texts,
+            "local": True,
+            "mode": "vbench_standard" if mode == "standard" else mode,
+        }
+        _run([*command, "-c", _DRIVER, json.dumps(job)], cache, timeout)
+        if not results.is_file():
+            raise VBenchError(f"VBench ended well but did not write {str(results)!r}.")
+        if shown != videos.resolve():
+            real = {str(shown / seen): str(videos.resolve() / file) for file, seen in names.items()}
+            for file in (results, info):
+                content = json.loads(file.read_text(encoding="utf-8"))
+                write_atomic(file, json.dumps(_renamed(content, real), indent=4).encode())
+    return _collect(results, info, mode)
+
+
+def weights_folder(cache: str | Path | None = None) -> Path:
+    """VBench's folder of weights: the one given, ``$VBENCH_CACHE_DIR`` or ``~/.cache/vbench``."""
+    return Path(cache or os.environ.get("VBENCH_CACHE_DIR") or Path.home() / ".cache" / "vbench")
+
+
+def unfit(dimension: str, prompts: Iterable[str]) -> str | None:
+    """Why a dimension means nothing for prompts of your own; None if it does mean something.
+
+    >>> unfit("imaging_quality", ["a cat"]), unfit("human_action", ["a person is marching"])
+    (None, None)
+    """
+    if NEEDS[dimension].own:
+        return NEEDS[dimension].own
+    if NEEDS[dimension].reads == "action":
+        try:
+            for prompt in prompts:
+                action_of(prompt)
+        except VBenchError as error:
+            return str(error)
+    return None
 
 
 def _check_folder(videos: Path, mode: str) -> set[str]:
@@ -158,6 +167,11 @@ def _check_folder(videos: Path, mode: str) -> set[str]:
     files = {name for name in names if name.endswith(".mp4")}
     if not files:
         raise VBenchError(f"The folder {str(videos)!r} has no .mp4 files.")
+    if others := sorted(name for name in names - files if name.lower().endswith((".mp4", ".gif"))):
+        raise VBenchError(
+            f"The folder {str(videos)!r} also has {others[0]!r}, which VBench takes for a video "
+            "and cannot read beside .mp4. Rename it, or take it out."
+        )
     if mode == "standard" and (others := sorted(names - files)):
         raise VBenchError(
             f"The folder {str(videos)!r} also has {others[0]!r}. VBench takes the ending of "
@@ -168,7 +182,8 @@ def _check_folder(videos: Path, mode: str) -> set[str]:
 
 def _check_request(
     dimensions: Sequence[str], mode: str, prompts: Mapping[str, str] | None, files: set[str]
-) -> None:
+) -> dict[str, str]:
+    """Refuse what means nothing; return the prompt of each file where VBench must be told it."""
     if isinstance(dimensions, str) or not dimensions:
         raise VBenchError(f"dimensions is {dimensions!r}. Give a list of names.")
     for name in dimensions:
@@ -177,52 +192,63 @@ def _check_request(
     if mode == "standard":
         if prompts:
             raise VBenchError("VBench's own prompts are fixed. Use mode 'custom_input' for others.")
-        return
+        return {}
     if mode != "custom_input":
         raise VBenchError(f"mode is {mode!r}. Use 'standard' or 'custom_input'.")
-    if refused := sorted(_STANDARD_ONLY.intersection(dimensions)):
-        raise VBenchError(
-            f"VBench judges {', '.join(refused)} on its own prompts only. Leave them out."
-        )
     if prompts and (without := sorted(files - prompts.keys())):
         raise VBenchError(f"There is no prompt for {without[0]!r}. Give one for every video.")
+    refused = {name: why for name in sorted(dimensions) if (why := NEEDS[name].own)}
+    if refused:
+        reasons = "; ".join(
+            f"{', '.join(name for name in refused if refused[name] == why)}: {why}"
+            for why in dict.fromkeys(refused.values())
+        )
+        raise VBenchError(
+            f"VBench judges {', '.join(refused)} on its own prompts only ({reasons}). "
+            "Leave them out."
+        )
+    reading = [name for name in dimensions if NEEDS[name].reads != "frames"]
+    texts = dict(prompts or {name: _prompt_in(name) for name in files if reading})
+    for name in sorted(files) if reading else ():
+        if not texts[name].strip():
+            raise VBenchError(
+                f"{', '.join(reading)} reads the prompt, and {name!r} has none: its name says no "
+                "words. Give the prompts of all videos (prompts of run_vbench)."
+            )
+    if "human_action" in dimensions and (why := unfit("human_action", texts.values())):
+        raise VBenchError(why)
+    return texts
 
 
-def _check_weights(dimensions: Sequence[str], cache: Path) -> None:
-    absent = {
-        name: [file for file in WEIGHTS[name] if not (cache / file).exists()] for name in dimensions
-    }
-    lines = [f"{name} needs {', '.join(rest)}" for name, rest in absent.items() if rest]
+def _prompt_in(name: str) -> str:
+    """The words in a file's name as VBench reads them; empty for a number or a slug."""
+    text = _SAMPLE.sub("", Path(name).stem)
+    slug = " " not in text and ("_" in text or "-" in text)
+    return text if any(map(str.isalpha, text)) and not slug else ""
+
+
+def _renamed(content: Any, names: Mapping[str, str]) -> Any:  # Any: what JSON holds
+    """The same with some texts exchanged, wherever they stand."""
+    if isinstance(content, dict):
+        return {key: _renamed(value, names) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_renamed(value, names) for value in content]
+    return names.get(content, content) if isinstance(content, str) else content
+
+
+def _check_weights(dimensions: Sequence[str], cache: Path, option: Callable[[str], str]) -> None:
+    absent = absent_weights(dimensions, cache)
+    lines = [f"{name} needs {', '.join(map(describe, files))}" for name, files in absent.items()]
     if lines:
         raise VBenchError(
             f"VBench's weights are not in {str(cache)!r}: {'; '.join(lines)}. Put them there, name "
-            "the folder that has them (cache=), or let VBench fetch them (download=True). "
-            "temporal_flickering needs none."
+            f"the folder that has them ({option('cache')}), or let VBench fetch them into it "
+            f"({option('download')}). temporal_flickering needs none."
         )
-
-
-def _interpreter(python: str | Path | None) -> list[str]:
-    if python is not None:
-        found = shutil.which(str(python))
-        if found is None:
-            raise VBenchError(f"There is no Python {str(python)!r}. Name that of the environment.")
-        return [found]
-    uv = shutil.which("uv")
-    if uv is None:
-        raise VBenchError(
-            "VBench runs in an environment of its own, which uv would make, but there is no uv. "
-            "Install it (https://docs.astral.sh/uv), or name the Python of an environment with "
-            f"vbench=={VERSION} (python=)."
-        )
-    environment = ["--isolated", "--no-project", "--python", PYTHON, "--with", f"vbench=={VERSION}"]
-    return [uv, "run", *environment, "python"]
 
 
 def _run(command: list[str], cache: Path, timeout: float | None) -> None:
-    environment = {**os.environ, "VBENCH_CACHE_DIR": str(cache)}
-    # Of this process's environment and of no use in the other one.
-    for name in ("VIRTUAL_ENV", "PYTHONHOME"):
-        environment.pop(name, None)
+    environment = {**variables(), "VBENCH_CACHE_DIR": str(cache)}
     try:
         done = subprocess.run(
             command,
