@@ -104,20 +104,35 @@ def test_the_most_disputed_video_is_the_one_with_the_widest_gap():
     assert {entry["spearman"] for entry in result["pairs"][1:]} == {None}
 
 
-def test_a_correlation_of_which_no_draw_has_an_order_has_no_interval(tmp_path, monkeypatch):
-    scores = {"a": [0.0, 0.0, 0.0, 1.0], "b": [0.0, 0.0, 0.0, 1.0]}
-    seed = next(
-        seed
-        for seed in range(99)
-        if pair_of(scores, resamples=1, seed=seed)["kendall_interval"] is None
-    )
-    pair = pair_of(scores, resamples=1, seed=seed)
+def test_too_few_videos_have_a_correlation_without_interval(tmp_path):
+    scores = {"a": [0.0, 1.0, 2.0, 3.0, 4.0], "b": [0.0, 2.0, 3.0, 5.0, 9.0]}
+    pair = pair_of(scores)
     assert pair["spearman"] == pair["kendall"] == pytest.approx(1)
-    assert pair["spearman_interval"] is None
-    content = agree(scores, resamples=1, seed=seed)
-    monkeypatch.setattr("astrolabe_eval.agreement_report.agree", lambda *_, **__: content)
-    write_agreement(tmp_path, scores, list("wxyz"))
-    assert "Too few videos differ" in (tmp_path / "agreement.html").read_text()
+    assert pair["spearman_interval"] is pair["kendall_interval"] is None
+    write_agreement(tmp_path, scores, list("vwxyz"))
+    assert "5 independent prompts are too few" in (tmp_path / "agreement.html").read_text()
+
+
+def test_a_perfect_order_of_few_videos_is_not_certainty():
+    pair = pair_of({"a": np.arange(6), "b": np.arange(6) ** 2})
+    for low, high in (pair["spearman_interval"], pair["kendall_interval"]):
+        assert 0.3 < low < 0.8
+        assert high == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(("prompts", "seeds"), [(4, 8), (6, 1), (6, 8), (8, 1), (10, 4)])
+def test_rewards_that_have_nothing_in_common_seldom_seem_to_agree(prompts, seeds):
+    generator = np.random.default_rng(0)
+    texts = [str(index) for index in range(prompts) for _ in range(seeds)]
+    wrong = np.zeros(2)
+    for _ in range(150):
+        taste = generator.normal(size=(2, prompts)).repeat(seeds, axis=1)
+        first, second = taste + 0.3 * generator.normal(size=taste.shape)
+        (pair,) = agree({"a": first, "b": second}, prompts=texts, resamples=100)["pairs"]
+        ends = [pair["spearman_interval"], pair["kendall_interval"]]
+        wrong += [end is not None and (end[0] > 0 or end[1] < 0) for end in ends]
+    assert (wrong <= 0.07 * 150).all()
+    assert pair["prompts"] == prompts
 
 
 def test_places_share_ties_and_end_at_one():

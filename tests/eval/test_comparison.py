@@ -11,6 +11,7 @@ from astrolabe_eval.pairing import keep_shared
 from astrolabe_eval.win_rate import wilson_interval, win_rate
 
 SUITE = Suite("demo", ("a", "b", "c", "d"))
+EIGHT = Suite("demo", tuple("abcdefgh"))
 
 
 def _evaluation(total, suite=SUITE, **judges):
@@ -23,19 +24,21 @@ def _evaluation(total, suite=SUITE, **judges):
 
 
 def test_each_score_has_means_difference_and_interval_of_its_pairs():
-    before, after = [1.0, 2.0, 3.0, 4.0], [1.5, 2.25, 4.0, 4.0]
+    before, after = np.arange(8.0), np.add(np.arange(8.0), [0.5, 0.25, 1, 0, 1, 0.5, 0.25, 0])
     result = compare(
-        _evaluation(before, check=[0, 0, 1, 1]), _evaluation(after, check=[1, 1, 1, 0])
+        _evaluation(before, EIGHT, check=[0] * 8), _evaluation(after, EIGHT, check=[1, 1] + [0] * 6)
     )
     assert result["rewards"]["total"] == {
-        "before": 2.5,
-        "after": 2.9375,
+        "before": 3.5,
+        "after": 3.9375,
         "difference": 0.4375,
         "interval": list(paired_interval(before, after)),
+        "prompts": 8,
+        "unscored": 0,
     }
     assert list(result["rewards"]) == ["total", "half"]
     assert result["judges"]["check"]["difference"] == 0.25
-    assert result["prompts"] == 4
+    assert result["prompts"] == 8
 
 
 def test_samples_keep_prompt_seed_and_scores_together():
@@ -58,6 +61,8 @@ def test_one_model_alone_has_no_change():
         "after": None,
         "difference": None,
         "interval": None,
+        "prompts": 4,
+        "unscored": 0,
     }
     assert result["paired"] is False
     assert result["samples"][1]["after"] is None
@@ -120,14 +125,17 @@ def test_wins_count_ties_half_and_come_with_wilsons_interval():
 
 
 def test_wilsons_interval_is_that_of_the_literature():
-    # Newcombe, "Two-sided confidence intervals for the single proportion", 1998, table I, method 3.
-    for count, wins, expected in (
-        (263, 81, (0.2553, 0.3662)),
-        (148, 15, (0.0624, 0.1605)),
-        (20, 0, (0.0, 0.1611)),
-        (29, 1, (0.0061, 0.1718)),
+    # Newcombe, "Two-sided confidence intervals for the single proportion", 1998, table I, methods 3
+    # and 4.
+    for count, wins, plain, corrected in (
+        (263, 81, (0.2553, 0.3662), (0.2535, 0.3682)),
+        (148, 15, (0.0624, 0.1605), (0.0598, 0.1644)),
+        (20, 0, (0.0, 0.1611), (0.0, 0.2005)),
+        (29, 1, (0.0061, 0.1718), (0.0018, 0.1963)),
     ):
-        assert wilson_interval(wins / count, count) == pytest.approx(expected, abs=5e-5)
+        share = wins / count
+        assert wilson_interval(share, count, continuity=False) == pytest.approx(plain, abs=6e-5)
+        assert wilson_interval(share, count) == pytest.approx(corrected, abs=6e-5)
 
 
 def test_a_perfect_record_is_not_certainty():
@@ -137,9 +145,10 @@ def test_a_perfect_record_is_not_certainty():
 
 
 def test_changes_are_given_in_units_of_the_base_or_in_those_asked_for():
-    before, after = _evaluation([1, 2, 3, 6]), _evaluation([2, 4, 3, 6])
+    before = _evaluation([1, 2, 3, 6] * 2, EIGHT)
+    after = _evaluation([2, 4, 3, 6] * 2, EIGHT)
     result = compare(before, after, units={"half": 0.25})
-    unit = np.std([1, 2, 3, 6], ddof=1)
+    unit = np.std([1, 2, 3, 6] * 2, ddof=1)
     low, high = result["rewards"]["total"]["interval"]
     assert result["normalised"]["total"] == {
         "unit": pytest.approx(unit),
@@ -212,16 +221,17 @@ def test_an_unfinished_evaluation_makes_a_partial_comparison():
 
 
 def test_seeds_of_one_prompt_are_resampled_together():
-    prompts = ("a", "a", "a", "b", "b", "b", "c", "c", "c", "d", "d", "d")
-    suite = Suite("demo", prompts)
-    change = np.repeat([0.0, 1.0, 2.0, 5.0], 3)
-    result = compare(_evaluation(np.zeros(12), suite), _evaluation(change, suite))
+    suite = Suite("demo", tuple(prompt for prompt in "abcdefgh" for _ in range(3)))
+    of_prompts = [0.0, 1.0, 2.0, 5.0, 1.5, 3.0, 2.5, 4.0]
+    change = np.repeat(of_prompts, 3)
+    result = compare(_evaluation(np.zeros(24), suite), _evaluation(change, suite))
     whole = result["rewards"]["total"]["interval"]
-    assert whole == list(paired_interval(np.zeros(4), [0.0, 1.0, 2.0, 5.0]))
-    low, high = paired_interval(np.zeros(12), change)
+    assert whole == pytest.approx(paired_interval(np.zeros(8), of_prompts))
+    low, high = paired_interval(np.zeros(24), change)
     assert whole[1] - whole[0] > 1.5 * (high - low)
-    assert result["wins"]["total"]["interval"] == list(wilson_interval(0.875, 4))
-    assert (result["prompts"], result["distinct_prompts"]) == (12, 4)
+    assert result["wins"]["total"]["interval"] == list(wilson_interval(15 / 16, 8))
+    assert (result["prompts"], result["distinct_prompts"]) == (24, 8)
+    assert result["rewards"]["total"]["prompts"] == result["wins"]["total"]["prompts"] == 8
 
 
 def test_one_prompt_with_many_seeds_has_no_interval():

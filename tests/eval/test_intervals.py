@@ -176,21 +176,42 @@ def test_what_cannot_be_scored_is_refused_with_its_name():
 
 
 def test_drift_is_the_change_from_the_first_clip_to_the_last():
+    gains = (0, 4, 8, 2, 6, 1, 7, 4)
     videos = {
-        str(start): _video(np.repeat([start, start - 10, start - 20 - gain], 8))
-        for start, gain in ((100, 0), (150, 4), (200, 8))
+        str(number): _video(np.repeat([start, start - 10, start - 20 - gain], 8))
+        for number, (gain, start) in enumerate(zip(gains, range(60, 220, 20), strict=True))
     }
-    prompts = {name: ["x"] for name in videos}
+    prompts = {name: [f"prompt {name}"] for name in videos}
     result = score_intervals(videos, _level, prompts, model="m", fps=4, length=2)
     curve = drift_curves(result)["level"]
     assert curve["index"] == [0, 1, 2]
-    assert curve["videos"] == [3, 3, 3]
-    assert curve["mean"] == [150, 140, 126]
-    assert curve["change"] == -24
+    assert curve["videos"] == curve["prompts"] == [8, 8, 8]
+    assert curve["mean"] == [130, 120, 106]
+    assert (curve["change"], curve["change_prompts"]) == (-24, 8)
     low, high = curve["change_interval"]
     assert -28 <= low < -24 < high <= -20
     # The videos differ far more than they change: the pairs know better than the two means.
     assert high - low < (curve["interval"][0][1] - curve["interval"][0][0]) / 4
+
+
+def test_videos_of_one_prompt_say_little_of_others_over_time():
+    videos = {str(start): _video([start] * 8 + [start - 9] * 8) for start in range(50, 170, 10)}
+    prompts = {name: [f"prompt {int(name) % 20}"] for name in videos}
+    result = score_intervals(videos, _level, prompts, model="m", fps=4, length=2)
+    curve = drift_curves(result)["level"]
+    assert (curve["videos"], curve["prompts"], curve["interval"]) == ([12, 12], [2, 2], [None] * 2)
+    assert (curve["change"], curve["change_interval"], curve["change_prompts"]) == (-9, None, 2)
+
+
+def test_a_clip_without_a_score_is_left_out_of_the_curve():
+    videos = {str(index): _video([9 + index] * 16) for index in range(3)}
+    prompts = {name: [name] for name in videos}
+    result = score_intervals(videos, _level, prompts, model="m", fps=4, length=2)
+    result["videos"]["1"]["intervals"][1]["scores"]["level"] = float("nan")
+    curve = drift_curves(result)["level"]
+    assert curve["videos"] == [3, 2]
+    assert curve["mean"] == [10, 10]
+    assert curve["change"] == 0
 
 
 def test_one_short_video_has_a_curve_without_intervals():

@@ -111,7 +111,9 @@ def test_prompts_labels_and_details_are_escaped(tmp_path, evaluation):
 
 
 def test_the_json_file_has_exactly_the_promised_shape(tmp_path, evaluation):
-    returned = write_report(tmp_path, evaluation(0), evaluation(1), details={"recipe": "tiny"})
+    returned = write_report(
+        tmp_path, evaluation(0, 8), evaluation(1, 8), details={"recipe": "tiny"}
+    )
     stored = json.loads((tmp_path / "report.json").read_text())
     assert stored == returned
     assert set(stored) == {
@@ -122,11 +124,13 @@ def test_the_json_file_has_exactly_the_promised_shape(tmp_path, evaluation):
     assert set(stored["rewards"]) == {"total", "part"}
     assert set(stored["judges"]) == {"check"}
     for change in [*stored["rewards"].values(), *stored["judges"].values()]:
-        assert set(change) == {"before", "after", "difference", "interval"}
+        assert set(change) == {
+            "before", "after", "difference", "interval", "prompts", "unscored",
+        }  # fmt: skip
         low, high = change["interval"]
         assert low <= change["difference"] <= high
     assert stored["rewards"]["total"]["difference"] == pytest.approx(1.5)
-    assert stored["prompts"] == len(stored["samples"]) == 4
+    assert stored["prompts"] == len(stored["samples"]) == 8
     assert stored["samples"][0]["prompt"] == HOSTILE
     assert stored["details"] == {"recipe": "tiny"}
 
@@ -194,7 +198,7 @@ def test_a_partial_evaluation_is_marked_and_lists_what_is_missing(tmp_path, eval
 
 def test_figures_say_in_words_what_they_show(tmp_path, evaluation):
     curves = {"total": ([0, 5, 9], [0.5, float("nan"), 1.25])}
-    result = write_report(tmp_path, evaluation(0), evaluation(1), curves=curves)
+    result = write_report(tmp_path, evaluation(0, 8), evaluation(1, 8), curves=curves)
     text = (tmp_path / "report.html").read_text()
     assert 'alt="Curve of total: 0.5 at step 0, 1.25 at step 9"' in text
     change = result["normalised"]["check"]
@@ -252,18 +256,22 @@ def test_a_page_that_would_be_too_large_shows_fewer_videos(tmp_path, evaluation)
 
 
 @pytest.mark.parametrize(
-    ("interval", "words"),
+    ("interval", "more", "words"),
     [
-        ([0.2, 0.8], "Rose."),
-        ([-0.8, -0.2], "Fell."),
-        ([-0.1, 0.2], "may be chance"),
-        ([0.0, 0.0], "No prompt changed."),
-        (None, "One prompt alone"),
+        ([0.2, 0.8], {}, "Rose."),
+        ([-0.8, -0.2], {}, "Fell."),
+        ([-0.1, 0.2], {}, "may be chance"),
+        ([-0.1, 0.2], {}, "from 9 independent prompts"),
+        (None, {}, "No prompt changed."),
+        (None, {"difference": 0.5}, "changed by the same amount"),
+        (None, {"prompts": 1}, "1 independent prompt is too few"),
+        (None, {"prompts": 5}, "5 independent prompts are too few"),
+        (None, {"difference": None}, "no sample has this score"),
     ],
 )
-def test_intervals_are_said_in_words(interval, words):
-    change = {"before": 0.0, "after": 0.0, "difference": 0.0, "interval": interval}
-    assert words in interval_in_words(change)
+def test_intervals_are_said_in_words(interval, more, words):
+    change = {"before": 0.0, "after": 0.0, "difference": 0.0, "prompts": 9, "unscored": 0}
+    assert words in interval_in_words({**change, "interval": interval, **more})
 
 
 def test_nothing_is_written_when_the_models_do_not_pair(tmp_path, evaluation):

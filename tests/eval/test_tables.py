@@ -9,7 +9,10 @@ from astrolabe_eval import Evaluation, Suite, compare
 from astrolabe_eval.comparison import compare_many
 from astrolabe_eval.tables import csv_table, escape_latex, latex_table, markdown_table
 
-PROMPTS = ("plain", 'with "quotes", commas', "two\nlines", "=1+1")
+PROMPTS = ("plain", 'with "quotes", commas', "two\nlines", "=1+1", *"efgh")
+FIRST = np.array([1, 2, 3, 6, 1, 2, 3, 6])
+SECOND = np.array([2, 4, 3.5, 9, 2.5, 4.5, 4, 8])
+THIRD = np.array([0, 1, 2, 4, 0.5, 1, 2, 5])
 
 
 def _evaluation(total, **more):
@@ -24,13 +27,13 @@ def _evaluation(total, **more):
 
 @pytest.fixture
 def pair():
-    return compare(_evaluation([1, 2, 3, 6]), _evaluation([2, 4, 3.5, 9]))
+    return compare(_evaluation(FIRST), _evaluation(SECOND))
 
 
 @pytest.fixture
 def several():
-    checkpoints = {"step 10": _evaluation([2, 4, 3.5, 9]), "step 20": _evaluation([0, 1, 2, 4])}
-    return compare_many(_evaluation([1, 2, 3, 6]), checkpoints)
+    checkpoints = {"step 10": _evaluation(SECOND), "step 20": _evaluation(THIRD)}
+    return compare_many(_evaluation(FIRST), checkpoints)
 
 
 def _rows(markdown):
@@ -45,10 +48,11 @@ def test_markdown_has_a_row_for_each_score_with_interval_and_win_rate(pair):
     assert len({len(row) for row in (heads, rule, total, part, check)}) == 1
     change = pair["rewards"]["total"]
     low, high = change["interval"]
-    assert total[:3] == ["total", "3.000", "4.625"]
-    assert total[3] == f"**+1.625 [{low:+.3f}, {high:+.3f}]**"
-    assert total[4].startswith("1.00 [0.51, 1.00]")
-    assert total[5] == f"{pair['normalised']['total']['difference']:+.2f}"
+    assert total[:3] == ["total", "3.000", "4.688"]
+    assert total[3] == f"**+1.688 [{low:+.3f}, {high:+.3f}]**"
+    assert total[4] == "8"
+    assert total[5].startswith("1.00 [0.60, 1.00]")
+    assert total[6] == f"{pair['normalised']['total']['difference']:+.2f}"
     assert part[0] == r"p\_1"
     assert check[0] == r"check\|50% †"
     assert check[1] == "0.00300"
@@ -65,13 +69,13 @@ def test_checkpoints_stand_in_rows_of_one_table(several):
 
 
 def test_one_model_alone_has_means_only():
-    alone = compare(_evaluation([1, 2, 3, 6]))
+    alone = compare(_evaluation(FIRST))
     assert _rows(markdown_table(alone))[2] == ["total", "3.000"]
     assert r"\begin{tabular}{lr}" in latex_table(alone)
 
 
 def test_a_change_that_may_be_chance_is_not_bold():
-    result = compare(_evaluation([1, 2, 3, 6]), _evaluation([2, 1, 4, 5]))
+    result = compare(_evaluation(FIRST), _evaluation([2, 1, 4, 5, 2, 1, 4, 5]))
     assert "**" not in markdown_table(result)
     assert "textbf" not in latex_table(result)
 
@@ -88,7 +92,7 @@ def test_latex_is_balanced_has_equal_rows_and_no_bare_special_letter(several):
     body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
     lines = [line for line in body.splitlines() if line.endswith(r"\\")]
     assert len(lines) == 1 + 6
-    assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {6}
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {7}
     assert lines[2].startswith(" & step 20")
     assert r"p\_1" in body
     assert r"check\textbar{}50\%" in body
@@ -109,23 +113,23 @@ def test_latex_labels_that_would_break_the_file_are_refused(pair):
 
 def test_csv_gives_back_every_score_of_every_video(several):
     rows = list(csv.DictReader(io.StringIO(csv_table(several))))
-    assert len(rows) == 3 * 4
-    assert [row["model"] for row in rows[::4]] == ["base", "step 10", "step 20"]
-    assert [row["prompt"] for row in rows[4:8]] == list(PROMPTS)
-    assert [float(row["total"]) for row in rows[8:]] == [0, 1, 2, 4]
+    assert len(rows) == 3 * 8
+    assert [row["model"] for row in rows[::8]] == ["base", "step 10", "step 20"]
+    assert [row["prompt"] for row in rows[8:16]] == list(PROMPTS)
+    assert [float(row["total"]) for row in rows[16:]] == list(THIRD)
     assert float(rows[3]["p_1"]) == 6 / 3
     assert float(rows[1]["check|50%"]) == 2 / 1000
-    assert rows[5]["seed"] == str(Suite("a_b", PROMPTS).seeds[1])
+    assert rows[9]["seed"] == str(Suite("a_b", PROMPTS).seeds[1])
 
 
 def test_csv_of_two_models_has_both(pair):
     rows = list(csv.DictReader(io.StringIO(csv_table(pair))))
-    assert [float(row["total"]) for row in rows] == [1, 2, 3, 6, 2, 4, 3.5, 9]
+    assert [float(row["total"]) for row in rows] == [*FIRST, *SECOND]
 
 
 def test_tables_say_what_they_lack_and_in_which_unit():
-    part = _evaluation([2, 4, 3.5, 9], missing={"x": "broken", "y": "not finished"})
-    result = compare(_evaluation([1, 2, 3, 6]), part, units={"p_1": 0.25})
+    part = _evaluation(SECOND, missing={"x": "broken", "y": "not finished"})
+    result = compare(_evaluation(FIRST), part, units={"p_1": 0.25})
     for text in (markdown_table(result), latex_table(result)):
         assert "Partial: 2 samples of after were left out or are not finished." in text
         assert "by the unit given (p" in text

@@ -84,9 +84,7 @@ def vbench(
     ],
     python: Annotated[
         Path | None,
-        typer.Option(
-            help="Interpreter that has vbench; without it uv makes one (6 GB on disk)."
-        ),
+        typer.Option(help="Interpreter that has vbench; without it uv makes one (6 GB on disk)."),
     ] = None,
     cache: Annotated[
         Path | None,

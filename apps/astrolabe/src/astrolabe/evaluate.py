@@ -36,10 +36,11 @@ from astrolabe_eval import (
     fill,
     read_vbench_prompts,
     vbench_suite,
-    verdict,
     write_report,
 )
+from astrolabe_eval.subsets import least_prompts
 from astrolabe_eval.suites import name_seed
+from astrolabe_eval.summary import summarise
 from astrolabe_eval.vbench_prompts import PROMPT_KEY
 from astrolabe_rollout.lora import load_lora
 from astrolabe_rollout.model import VideoModel
@@ -262,21 +263,36 @@ def _when(name: str) -> str:
 
 
 def describe(comparison: Comparison) -> list[str]:
-    """One line for each score: means, paired difference, interval and what it says."""
+    """One line for each score: means, paired difference, interval and what it says of how many."""
     state = " (partial)" if comparison["partial"] else ""
     lines = [
         f"{comparison['prompts']} held-out videos{state}, same prompts and noise before and after:"
     ]
-    for kind, scores in (("", comparison["rewards"]), (" (judge)", comparison["judges"])):
-        for name, change in scores.items():
-            low, high = change["interval"] or (float("nan"), float("nan"))
-            wins = comparison["wins"][name]["rate"]
-            lines.append(
-                f"  {name + kind:<24} {change['before']:8.3f} -> {change['after']:8.3f}   "
-                f"{change['difference']:+.3f} [{low:+.3f}, {high:+.3f}]  wins {wins:.0%}  "
-                f"{verdict(change)}"
-            )
+    rows, least = summarise(comparison), least_prompts(comparison["level"])
+    several = len(comparison["checkpoints"]) > 1
+    for row in rows:
+        change, wins = row.change, row.wins
+        name = f"{row.model}: {row.score}" if several else row.score
+        ends = ", ".join(f"{end:+.3f}" for end in change["interval"] or ())
+        share = "n/a" if wins is None or wins["rate"] is None else f"{wins['rate']:.0%}"
+        said = row.verdict if change["interval"] else "no verdict"
+        left_out = f", {change['unscored']} videos unscored" if change["unscored"] else ""
+        lines.append(
+            f"  {name + (' (judge)' if row.judge else ''):<24} "
+            f"{_number(change['before']):>8} -> {_number(change['after']):>8}   "
+            f"{_number(change['difference'], '+')} [{ends or 'no interval'}]  wins {share}  "
+            f"{said} ({change['prompts']} prompts{left_out})"
+        )
+    if any(row.change["prompts"] < least for row in rows):
+        lines.append(
+            f"  It takes {least} independent prompts to tell a change from chance: "
+            "give more with --prompts and --num-videos."
+        )
     return lines
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "n/a" if value is None else f"{value:{sign}.3f}"
 
 
 def _title(name: str, run: Run) -> str:

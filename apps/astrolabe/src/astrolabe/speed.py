@@ -213,9 +213,9 @@ def _in_words(protocol: dict[str, Any]) -> str:
         f"{protocol['repeats']} videos of each variant in turn, {protocol['warm_up_chunks']} "
         f"chunks to warm up and {protocol['chunks']} that are timed, with {cache}. The first frame "
         "is without text encoding and loading; decoded frames stay on the device. The ratio is the "
-        "geometric mean over the videos against base's of the same round, its interval a bootstrap "
-        "over rounds: one that contains 1 shows no difference; below some twenty rounds it is "
-        "somewhat too narrow.\n"
+        "geometric mean over the videos against base's of the same round, with its interval over "
+        "rounds: one that contains 1 shows no difference, and there is none for fewer than six "
+        "rounds.\n"
     )
 
 

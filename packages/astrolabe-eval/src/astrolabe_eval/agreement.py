@@ -5,14 +5,18 @@ is numpy; each statistic is computed for many weightings of the videos at once, 
 one gives the value and the bootstrap's give its interval.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from itertools import combinations
+from statistics import NormalDist
 from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from astrolabe_eval.changes import LEVEL
+from astrolabe_eval.grouping import effective_count, members_of
+from astrolabe_eval.subsets import least_prompts
 
 Floats = NDArray[np.float64]
 
@@ -24,11 +28,16 @@ _DRAW = 2**22
 
 
 class Pair(TypedDict):
-    """How two rewards agree: None where one of them does not vary, in all videos or all draws."""
+    """How two rewards agree: None where one of them does not vary.
+
+    ``prompts`` is how many independent prompts the videos are worth; there is no interval with
+    fewer than :func:`subsets.least_prompts`.
+    """
 
     first: str
     second: str
     videos: int
+    prompts: int
     spearman: float | None
     spearman_interval: list[float] | None
     kendall: float | None
@@ -58,6 +67,7 @@ class Agreement(TypedDict):
 def agree(
     scores: Mapping[str, ArrayLike],
     *,
+    prompts: Sequence[str] | None = None,
     disputed: int = 8,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
@@ -67,12 +77,16 @@ def agree(
 
     Spearman's ρ is the correlation of ranks, ties sharing their mean rank; Kendall's τ_b is the
     share of pairs of videos in the same order minus the share in opposite order, corrected for ties
-    (Kendall, "The treatment of ties in ranking problems", 1945). Intervals are the quantiles of
-    resampled videos (percentile bootstrap) and need some twenty videos to be of use.
+    (Kendall, "The treatment of ties in ranking problems", 1945). Intervals are the union of two:
+    the quantiles of resampled prompts (percentile bootstrap), too narrow for few of them, and
+    Fisher's z with the standard errors of Bonett and Wright ("Sample size requirements for
+    estimating Pearson, Kendall and Spearman correlations", 2000), too narrow for rewards whose
+    spreads depend on one another.
 
     Args:
         scores: Name to ``[n]``, larger is better; NaN where a reward has no score. At least two
             rewards, and `LEAST` videos.
+        prompts: The prompt of each video; videos of one prompt count together. None: all differ.
         disputed: How many videos to name.
         level: Of the intervals, in (0, 1).
         resamples: How often videos are drawn.
@@ -103,8 +117,10 @@ def agree(
     (count,) = lengths
     if count < LEAST:
         raise ValueError(f"Agreement over {count} videos means nothing. Give {LEAST} or more.")
+    if prompts is not None and len(prompts) != count:
+        raise ValueError(f"{count} videos have {len(prompts)} prompts. Give one for each video.")
     pairs = [
-        _pair(first, second, table, level, resamples, seed)
+        _pair(first, second, table, prompts or list(map(str, range(count))), level, resamples, seed)
         for first, second in combinations(table, 2)
     ]
     return {
@@ -174,14 +190,22 @@ def _weighted_ranks(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
 
 
 def _pair(
-    first: str, second: str, table: dict[str, Floats], level: float, resamples: int, seed: int
+    first: str,
+    second: str,
+    table: dict[str, Floats],
+    prompts: Sequence[str],
+    level: float,
+    resamples: int,
+    seed: int,
 ) -> Pair:
     both = np.isfinite(table[first]) & np.isfinite(table[second])
     count = int(both.sum())
+    kept = [prompt for prompt, there in zip(prompts, both, strict=True) if there]
     pair: Pair = {
         "first": first,
         "second": second,
         "videos": count,
+        "prompts": math.floor(effective_count(kept) + 1e-9) if kept else 0,
         "spearman": None,
         "spearman_interval": None,
         "kendall": None,
@@ -190,34 +214,64 @@ def _pair(
     if count < LEAST:
         return pair
     x, y = table[first][both], table[second][both]
-    values = [float(found[0]) for found in correlations(x, y, np.ones((1, count)))]
-    if not np.isfinite(values).all():
+    rho, tau = (float(found[0]) for found in correlations(x, y, np.ones((1, count))))
+    if not math.isfinite(rho + tau):
         return pair
-    drawn = _resampled(x, y, resamples, np.random.default_rng(seed))
-    pair["spearman"], pair["kendall"] = values
-    pair["spearman_interval"], pair["kendall_interval"] = (_ends(row, level) for row in drawn)
+    pair["spearman"], pair["kendall"] = rho, tau
+    worth = pair["prompts"]
+    if worth < least_prompts(level):
+        return pair
+    drawn = _resampled(x, y, members_of(kept), resamples, np.random.default_rng(seed))
+    error = math.sqrt((1 + rho**2 / 2) / (worth - 3))
+    pair["spearman_interval"] = _ends(rho, drawn[0], error, 6 / (worth**3 - worth), level)
+    # Ties say nothing of the order.
+    error = math.sqrt(0.437 / (worth - 4) / math.sqrt(_untied(x) * _untied(y)))
+    pair["kendall_interval"] = _ends(tau, drawn[1], error, 2 / (worth**2 - worth), level)
     return pair
 
 
-def _ends(drawn: Floats, level: float) -> list[float] | None:
-    """Low and high end of what was drawn; None if no draw has two videos that differ."""
+def _untied(values: Floats) -> float:
+    """Share of pairs of videos whose scores differ."""
+    _, counts = np.unique(values, return_counts=True)
+    return 1 - float((counts**2 - counts).sum()) / (len(values) ** 2 - len(values))
+
+
+def _ends(value: float, drawn: Floats, error: float, step: float, level: float) -> list[float]:
+    """The union of the quantiles of what was drawn and Fisher's interval.
+
+    Args:
+        value: The correlation.
+        drawn: That of resamples, NaN where one does not vary.
+        error: Standard error of ``atanh(value)``.
+        step: Half of what the exchange of two neighbours changes; a perfect order counts as nearly
+            perfect.
+        level: Of the interval.
+    """
+    centre = math.atanh(min(max(value, step - 1), 1 - step))
+    reach = NormalDist().inv_cdf((1 + level) / 2) * error
+    ends = np.array([math.tanh(centre - reach), math.tanh(centre + reach)])
     known = drawn[np.isfinite(drawn)]
-    if not len(known):
-        return None
-    return [float(end) for end in np.quantile(known, [(1 - level) / 2, (1 + level) / 2])]
+    if len(known):
+        low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+        ends = np.array([min(ends[0], low), max(ends[1], high)])
+    return [float(end) for end in ends]
 
 
 def _resampled(
-    first: Floats, second: Floats, resamples: int, generator: np.random.Generator
+    first: Floats,
+    second: Floats,
+    members: NDArray[np.int64],
+    resamples: int,
+    generator: np.random.Generator,
 ) -> tuple[Floats, Floats]:
-    """Both correlations of ``resamples`` draws of the videos with replacement."""
-    count = len(first)
-    rows = max(1, _DRAW // count)
+    """Both correlations of ``resamples`` draws of whole prompts with replacement."""
+    count = int(members.max()) + 1
+    rows = max(1, _DRAW // len(first))
     found = []
     for start in range(0, resamples, rows):
         draws = min(rows, resamples - start)
         weights = generator.multinomial(count, np.full(count, 1 / count), size=draws)
-        found.append(correlations(first, second, weights.astype(np.float64)))
+        found.append(correlations(first, second, weights[:, members].astype(np.float64)))
     return np.concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found])
 
 

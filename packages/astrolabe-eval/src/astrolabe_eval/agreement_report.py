@@ -11,11 +11,13 @@ from numpy.typing import ArrayLike
 
 from astrolabe_eval.agreement import LEAST, Agreement, Disputed, Pair, agree
 from astrolabe_eval.agreement_plots import agreement_map, rank_scatter
+from astrolabe_eval.changes import LEVEL
 from astrolabe_eval.clips import data_uri
 from astrolabe_eval.figures import Picture
 from astrolabe_eval.files import write_atomic
 from astrolabe_eval.plots import Theme
 from astrolabe_eval.report import page_template
+from astrolabe_eval.subsets import least_prompts
 from astrolabe_eval.video_io import Video, encode_mp4
 
 #: Videos shown, crf and longest side; tried in order until the page is small enough.
@@ -73,13 +75,16 @@ def write_agreement(
         ValueError: As in :func:`agree`, or if there is not one name (and prompt) for each video.
         VideoError: If ``read`` cannot read a video.
     """
-    result = agree(scores, disputed=_QUALITIES[0][0])
-    texts = [""] * result["videos"] if prompts is None else prompts
-    if not len(names) == len(texts) == result["videos"]:
+    count = max(np.size(row) for row in scores.values()) if scores else 0
+    texts = [""] * count if prompts is None else prompts
+    if not len(names) == len(texts) == count:
         raise ValueError(
-            f"{result['videos']} videos have {len(names)} names and {len(texts)} prompts. "
+            f"{count} videos have {len(names)} names and {len(texts)} prompts. "
             "Give one of each for each video."
         )
+    # A video without a prompt resembles no other by its prompt.
+    apart = [text or f"video {index}" for index, text in enumerate(texts)]
+    result = agree(scores, prompts=apart, disputed=_QUALITIES[0][0])
     report: AgreementReport = {
         **result,
         "samples": _samples(scores, names, texts),
@@ -138,7 +143,8 @@ def _headline(result: Agreement) -> str:
 def _in_words(pair: Pair) -> str:
     """What a correlation and its interval mean, for a reader new to them.
 
-    >>> pair = {"first": "a", "second": "b", "videos": 9, "spearman": 0.1, "kendall": 0.1}
+    >>> pair = {"first": "a", "second": "b", "videos": 9, "prompts": 9}
+    >>> pair = {**pair, "spearman": 0.1, "kendall": 0.1}
     >>> _in_words({**pair, "spearman_interval": [-0.4, 0.6], "kendall_interval": [-0.3, 0.5]})
     'No clear relation: the interval holds zero.'
     """
@@ -147,7 +153,10 @@ def _in_words(pair: Pair) -> str:
     if pair["spearman"] is None:
         return "One of the two does not vary over the videos that both scored."
     if pair["spearman_interval"] is None:
-        return "Too few videos differ to say how sure this is."
+        return (
+            f"No verdict: {pair['prompts']} independent prompts are too few. "
+            f"Use {least_prompts(LEVEL)} or more."
+        )
     low, high = pair["spearman_interval"]
     if low > 0:
         return "They agree: what one ranks high, the other tends to rank high."

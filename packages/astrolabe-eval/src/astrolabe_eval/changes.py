@@ -7,7 +7,7 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from astrolabe_eval.grouping import per_prompt
+from astrolabe_eval.grouping import effective_count
 from astrolabe_eval.scoring import TOTAL, Evaluation, Scores
 from astrolabe_eval.statistics import bootstrap_interval
 from astrolabe_eval.win_rate import WinRate, win_rate
@@ -16,15 +16,25 @@ LEVEL = 0.95
 RESAMPLES = 10_000
 #: How many of the best and of the worst prompts are named.
 EXTREMES = 5
+#: Scores come in float32: differences below this share of them are rounding.
+ROUNDING = 4 * 2.0**-23
 
 
 class Change(TypedDict):
-    """Means over the suite of one score; ``interval`` is that of ``difference``."""
+    """Means over the suite of one score; ``interval`` is that of ``difference``.
 
-    before: float
+    A sample that either model has no score for is left out of all of it and counted in
+    ``unscored``; None: nothing is left. ``prompts`` is how many independent prompts the rest is
+    worth (Kish's effective number, rounded down). ``interval`` is None where nothing can be said of
+    other prompts: below :func:`subsets.least_prompts`, or if all changed by the same amount.
+    """
+
+    before: float | None
     after: float | None
     difference: float | None
     interval: list[float] | None
+    prompts: int
+    unscored: int
 
 
 class Normalised(TypedDict):
@@ -74,9 +84,10 @@ def versus(base: Evaluation, other: Evaluation | None, units: Mapping[str, float
         return result
     after = other.rewards | other.judges
     for name, first in total_first(base.rewards | base.judges).items():
-        result["wins"][name] = win_rate(after[name] - first, prompts, level=LEVEL)
+        result["wins"][name] = win_rate(_differences(first, after[name]), prompts, level=LEVEL)
         result["normalised"][name] = _normalise((rewards | judges)[name], first, units.get(name))
-    order = np.argsort(after[TOTAL] - base.rewards[TOTAL], kind="stable")
+    moved = after[TOTAL] - base.rewards[TOTAL]
+    order = np.argsort(moved, kind="stable")[: int(np.isfinite(moved).sum())]  # NaN comes last
     result["worst"] = [int(index) for index in order[:EXTREMES]]
     result["best"] = [int(index) for index in order[: -EXTREMES - 1 : -1]]
     return result
@@ -106,25 +117,54 @@ def total_first(scores: Scores) -> Scores:
 
 
 def _changes(before: Scores, after: Scores | None, prompts: tuple[str, ...]) -> dict[str, Change]:
-    changes: dict[str, Change] = {}
-    for name, first in total_first(before).items():
-        change = Change(before=float(first.mean()), after=None, difference=None, interval=None)
-        if after is not None:
-            second = after[name]
-            change["after"] = float(second.mean())
-            change["difference"] = float((second - first).mean())
-            grouped = per_prompt(second - first, prompts)
-            if len(grouped) > 1:
-                interval = bootstrap_interval(grouped, level=LEVEL, resamples=RESAMPLES)
-                change["interval"] = list(interval)
-        changes[name] = change
-    return changes
+    return {
+        name: _change(first, None if after is None else after[name], prompts)
+        for name, first in total_first(before).items()
+    }
+
+
+def _change(
+    first: NDArray[np.float64], second: NDArray[np.float64] | None, prompts: tuple[str, ...]
+) -> Change:
+    known = np.isfinite(first) if second is None else np.isfinite(first) & np.isfinite(second)
+    kept = [prompt for prompt, there in zip(prompts, known, strict=True) if there]
+    change = Change(
+        before=float(first[known].mean()) if kept else None,
+        after=None,
+        difference=None,
+        interval=None,
+        prompts=math.floor(effective_count(kept) + 1e-9) if kept else 0,
+        unscored=len(prompts) - len(kept),
+    )
+    if second is None or not kept:
+        return change
+    moved = _differences(first, second)[known]
+    change["after"] = float(second[known].mean())
+    change["difference"] = float(moved.mean())
+    if len(kept) > 1:
+        ends = bootstrap_interval(moved, prompts=kept, level=LEVEL, resamples=RESAMPLES)
+        change["interval"] = list(ends) if np.isfinite(ends).all() else None
+    return change
+
+
+def _differences(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``second - first``; what rounding alone makes of no change, or of one for all, is that."""
+    moved = second - first
+    known = np.isfinite(moved)
+    if not known.any():
+        return moved
+    sizes = np.maximum(np.abs(first), np.abs(second))
+    moved = np.where(np.abs(moved) <= ROUNDING * sizes, 0.0, moved)
+    if np.ptp(moved[known]) <= ROUNDING * sizes[known].max():
+        moved = np.where(known, moved[known].mean(), np.nan)
+    return moved
 
 
 def _normalise(change: Change, base: NDArray[np.float64], given: float | None) -> Normalised:
     unit = given
-    if unit is None and len(base) > 1 and (base != base[0]).any():
-        unit = float(base.std(ddof=1))
+    known = base[np.isfinite(base)]
+    if unit is None and len(known) > 1 and np.ptp(known) > ROUNDING * np.abs(known).max():
+        unit = float(known.std(ddof=1))
     result = Normalised(unit=unit, given=given is not None, difference=None, interval=None)
     if unit is not None and change["difference"] is not None:
         result["difference"] = change["difference"] / unit

@@ -1,5 +1,6 @@
 """Compare models sample by sample; the content of ``report.json``."""
 
+import math
 from collections.abc import Mapping
 from typing import Literal, TypedDict
 
@@ -9,14 +10,17 @@ from astrolabe_eval.scoring import TOTAL, Evaluation
 
 
 class Sample(TypedDict):
-    """One prompt: its scores by name, and ``after - before``; all models' in ``checkpoints``."""
+    """One prompt: its scores by name, and ``after - before``; all models' in ``checkpoints``.
+
+    None where there is no score.
+    """
 
     prompt: str
     seed: int
-    before: dict[str, float]
-    after: dict[str, float] | None
-    difference: dict[str, float] | None
-    checkpoints: dict[str, dict[str, float]]
+    before: dict[str, float | None]
+    after: dict[str, float | None] | None
+    difference: dict[str, float | None] | None
+    checkpoints: dict[str, dict[str, float | None]]
 
 
 class Comparison(Versus):
@@ -55,8 +59,8 @@ def compare(
 ) -> Comparison:
     """Mean scores of one model, or of two with the paired difference and its interval.
 
-    Intervals are BCa bootstrap intervals of the mean of ``after - before`` at 95 % with a fixed
-    seed, so the same scores give the same file. Samples that share a prompt are resampled together.
+    Intervals are those of the mean of ``after - before`` at 95 % (:func:`bootstrap_interval`) with
+    a fixed seed, so the same scores give the same file. Samples of one prompt count together.
 
     Args:
         before: The first model.
@@ -68,10 +72,11 @@ def compare(
 
     Returns:
         A dict that JSON can hold: ``{"rewards": {"total": {"before", "after", "difference",
-        "interval": [low, high]}, "<name>": ...}, "judges": same shape, "wins": {"<name>": {"rate",
-        "interval", ...}}, "normalised": {"<name>": ...}, "best", "worst", "held_out", "suite",
-        "prompts": n, "paired", "level", "samples": [...], ...}``. With one prompt there is a
-        difference but no interval (None).
+        "interval": [low, high], "prompts": n, "unscored": 0}, "<name>": ...}, "judges": same
+        shape, "wins": {"<name>": {"rate", "interval", ...}}, "normalised": {"<name>": ...},
+        "best", "worst", "held_out", "suite", "prompts": n, "paired", "level", "samples": [...],
+        ...}``. With fewer than six independent
+        prompts there is a difference but no interval (None).
 
     Raises:
         SuiteError: If prompts, seeds or score names differ between the two.
@@ -123,10 +128,11 @@ def versions(comparison: Comparison) -> dict[str, Versus]:
 
 
 def verdict(change: Change) -> Verdict:
-    """What the interval says: it lies above zero, below zero, or holds it.
+    """What the interval says: it lies above zero, below zero, or holds it. None says nothing.
 
-    >>> verdict({"before": 1.0, "after": 1.5, "difference": 0.5, "interval": [0.2, 0.8]})
-    'rose'
+    >>> change = {"before": 1.0, "after": 1.5, "difference": 0.5, "prompts": 9, "unscored": 0}
+    >>> verdict({**change, "interval": [0.2, 0.8]}), verdict({**change, "interval": None})
+    ('rose', 'no clear change')
     """
     if change["interval"] is None:
         return "no clear change"
@@ -137,8 +143,15 @@ def verdict(change: Change) -> Verdict:
 
 
 def differences(comparison: Comparison) -> list[float]:
-    """``after - before`` of the combined reward for each prompt, in the order of the suite."""
-    return [sample["difference"][TOTAL] for sample in comparison["samples"] if sample["difference"]]
+    """``after - before`` of the combined reward for each prompt, in the order of the suite.
+
+    NaN where a model has no score; empty for a single model.
+    """
+    return [
+        math.nan if (change := sample["difference"][TOTAL]) is None else change
+        for sample in comparison["samples"]
+        if sample["difference"]
+    ]
 
 
 def _compare(
@@ -185,9 +198,10 @@ def _samples(base: Evaluation, others: Mapping[str, Evaluation]) -> list[Sample]
     new = {label: other.rewards | other.judges for label, other in others.items()}
     samples: list[Sample] = []
     for index, (prompt, seed) in enumerate(zip(base.suite.prompts, base.suite.seeds, strict=True)):
-        before = {name: float(old[name][index]) for name in names}
+        before = {name: _known(old[name][index]) for name in names}
         models = {
-            label: {name: float(rows[name][index]) for name in names} for label, rows in new.items()
+            label: {name: _known(rows[name][index]) for name in names}
+            for label, rows in new.items()
         }
         after = list(models.values())[-1] if models else None
         samples.append(
@@ -196,8 +210,16 @@ def _samples(base: Evaluation, others: Mapping[str, Evaluation]) -> list[Sample]
                 seed=seed,
                 before=before,
                 after=after,
-                difference=after and {name: after[name] - before[name] for name in names},
+                difference=after and {name: _minus(after[name], before[name]) for name in names},
                 checkpoints=models,
             )
         )
     return samples
+
+
+def _known(score: float) -> float | None:
+    return float(score) if math.isfinite(score) else None
+
+
+def _minus(after: float | None, before: float | None) -> float | None:
+    return None if after is None or before is None else after - before

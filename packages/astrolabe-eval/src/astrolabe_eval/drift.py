@@ -1,6 +1,7 @@
 """How a long video changes from its beginning to its end."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from astrolabe_eval.frames import Frames, as_frames
+from astrolabe_eval.grouping import effective_count
 from astrolabe_eval.intervals import SAMPLE_FPS, Interval, VideoSource, sampled_frames, shape_of
-from astrolabe_eval.statistics import bootstrap_interval, paired_interval
+from astrolabe_eval.statistics import bootstrap_interval
 
 #: Takes ``uint8 [n, 3, H, W]``, gives one row of numbers for each frame.
 Embedder: TypeAlias = Callable[[Frames], NDArray[np.floating[Any]]]
@@ -25,32 +27,61 @@ def drift_curves(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             but for the last one, which overlaps there.
 
     Returns:
-        For each score: ``index`` of the clips, ``mean`` over the videos that reach it, their number
-        ``videos``, the 95 % ``interval`` of the mean (None for one video); ``change``, the mean
-        over videos of two clips or more of last clip minus first, and ``change_interval``, its own
-        interval in pairs.
+        For each score: ``index`` of the clips, ``mean`` over the videos that reach it and have the
+        score (None: none has), their number ``videos``, the 95 % ``interval`` of the mean (None for
+        fewer than six independent prompts); ``change``, the mean over videos of two scored clips or
+        more of last clip minus first, ``change_interval``, its own interval in pairs, and
+        ``change_prompts``, how many independent prompts it rests on. Videos whose scenes show the
+        same prompts count together.
     """
     rows = [row["intervals"] for row in result["videos"].values()]
-    curves = {}
-    for name in result["overall"]:
-        values = [[part["scores"][name] for part in row] for row in rows]
-        columns = [
-            [row[index] for row in values if len(row) > index]
-            for index in range(max(map(len, values)))
-        ]
-        lasting = [row for row in values if len(row) > 1]
-        first, last = [row[0] for row in lasting], [row[-1] for row in lasting]
-        curves[name] = {
-            "index": list(range(len(columns))),
-            "videos": [len(column) for column in columns],
-            "mean": [float(np.mean(column)) for column in columns],
-            "interval": [
-                list(bootstrap_interval(column)) if len(column) > 1 else None for column in columns
-            ],
-            "change": float(np.mean(np.subtract(last, first))) if lasting else None,
-            "change_interval": list(paired_interval(first, last)) if len(lasting) > 1 else None,
-        }
-    return curves
+    scripts = [" | ".join(dict.fromkeys(part["prompt"] for part in row)) for row in rows]
+    return {name: _curve(name, rows, scripts) for name in result["overall"]}
+
+
+def _curve(
+    name: str, rows: Sequence[Sequence[Mapping[str, Any]]], scripts: Sequence[str]
+) -> dict[str, Any]:
+    values = [[_score(part["scores"][name]) for part in row] for row in rows]
+    length = max(map(len, values))
+    columns = [
+        np.array([row[index] if len(row) > index else math.nan for row in values])
+        for index in range(length)
+    ]
+    known = [[value for value in row if math.isfinite(value)] for row in values]
+    moved = np.array([row[-1] - row[0] if len(row) > 1 else math.nan for row in known])
+    change, interval, prompts = _estimate(moved, scripts)
+    estimates = [_estimate(column, scripts) for column in columns]
+    return {
+        "index": list(range(length)),
+        "videos": [int(np.isfinite(column).sum()) for column in columns],
+        "prompts": [estimate[2] for estimate in estimates],
+        "mean": [estimate[0] for estimate in estimates],
+        "interval": [estimate[1] for estimate in estimates],
+        "change": change,
+        "change_interval": interval,
+        "change_prompts": prompts,
+    }
+
+
+def _score(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _estimate(
+    values: NDArray[np.float64], scripts: Sequence[str]
+) -> tuple[float | None, list[float] | None, int]:
+    """Mean of what is known, its interval, and how many independent prompts they rest on."""
+    known = np.isfinite(values)
+    kept = [script for script, there in zip(scripts, known, strict=True) if there]
+    if not kept:
+        return None, None, 0
+    worth = math.floor(effective_count(kept) + 1e-9)
+    mean = float(values[known].mean())
+    if len(kept) < 2:
+        return mean, None, worth
+    ends = bootstrap_interval(values[known], prompts=kept)
+    return mean, list(ends) if np.isfinite(ends).all() else None, worth
 
 
 def thumbnails(frames: Frames) -> NDArray[np.float32]:

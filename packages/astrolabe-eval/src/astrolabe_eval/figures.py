@@ -1,5 +1,6 @@
 """The figures of a report, in both themes, with words for those who cannot see them."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -69,7 +70,7 @@ def draw_changes(rows: list[Row]) -> list[Picture]:
 
 def draw_differences(comparison: Comparison) -> list[Picture]:
     """The change of each prompt; nothing for a single model."""
-    values = differences(comparison)
+    values = [change for change in differences(comparison) if math.isfinite(change)]
     if not values:
         return []
     interval = comparison["rewards"][TOTAL]["interval"]

@@ -10,6 +10,30 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
+def by_prompt(
+    values: ArrayLike, prompts: Sequence[str] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and number of the samples of each distinct prompt, ``[K]`` each.
+
+    Args:
+        values: ``[n]``.
+        prompts: The prompt of each; None: all differ.
+
+    Returns:
+        In the order of first occurrence.
+
+    Example:
+        >>> by_prompt([1.0, 3.0, 8.0], ["a", "a", "b"])
+        (array([2., 8.]), array([2., 1.]))
+    """
+    samples = np.asarray(values, dtype=np.float64)
+    if prompts is None:
+        return samples, np.ones(len(samples))
+    members = members_of(prompts)
+    counts = np.bincount(members).astype(np.float64)
+    return np.bincount(members, weights=samples) / counts, counts
+
+
 def per_prompt(values: ArrayLike, prompts: Sequence[str]) -> NDArray[np.float64]:
     """One number for each distinct prompt, with the mean of all values.
 
@@ -30,11 +54,9 @@ def per_prompt(values: ArrayLike, prompts: Sequence[str]) -> NDArray[np.float64]
         array([2., 8.])
     """
     samples = np.asarray(values, dtype=np.float64)
-    members = _members(prompts)
-    counts = np.bincount(members)
+    means, counts = by_prompt(samples, prompts)
     if len(counts) == len(samples):
         return samples
-    means = np.bincount(members, weights=samples) / counts
     centre = samples.mean()
     grouped: NDArray[np.float64] = centre + counts / counts.mean() * (means - centre)
     return grouped
@@ -46,11 +68,15 @@ def effective_count(prompts: Sequence[str]) -> float:
     >>> effective_count(["a", "b", "c"]), effective_count(["a", "a", "b", "b"])
     (3.0, 2.0)
     """
-    counts = np.bincount(_members(prompts))
+    counts = np.bincount(members_of(prompts))
     return float(counts.sum() ** 2 / (counts**2).sum())
 
 
-def _members(prompts: Sequence[str]) -> NDArray[np.int64]:
-    """The number of each sample's prompt, counted by first occurrence."""
+def members_of(prompts: Sequence[str]) -> NDArray[np.int64]:
+    """The number of each sample's prompt, counted by first occurrence.
+
+    >>> members_of(["b", "a", "b"])
+    array([0, 1, 0])
+    """
     numbers: dict[str, int] = {}
     return np.array([numbers.setdefault(prompt, len(numbers)) for prompt in prompts])

@@ -22,6 +22,7 @@ from astrolabe_eval.figures import draw_changes, draw_curve, draw_differences, d
 from astrolabe_eval.files import write_atomic
 from astrolabe_eval.plots import Curve
 from astrolabe_eval.scoring import TOTAL, Evaluation
+from astrolabe_eval.subsets import least_prompts
 from astrolabe_eval.summary import HELD_OUT, Row, missing_in_words, notes, summarise
 from astrolabe_eval.tables import csv_table, latex_table, markdown_table
 
@@ -141,14 +142,23 @@ def write_report(
 def interval_in_words(change: Change, places: int = 3) -> str:
     """Say what the paired interval means, for a reader new to them.
 
-    >>> interval_in_words({"before": 1.0, "after": 1.5, "difference": 0.5, "interval": [0.2, 0.8]})
-    'Rose. On prompts like these the mean change is between +0.200 and +0.800 (95% confidence).'
+    >>> change = {"before": 1.0, "after": 1.5, "difference": 0.5, "prompts": 9, "unscored": 0}
+    >>> interval_in_words({**change, "interval": [0.2, 0.8]})[:65]
+    'Rose. On prompts like these the mean change is between +0.200 and'
+    >>> interval_in_words({**change, "interval": None, "prompts": 3})
+    'No verdict: 3 independent prompts are too few to tell a change from chance. Use 6 or more.'
     """
+    count, least = change["prompts"], least_prompts(LEVEL)
+    if change["difference"] is None:
+        return "No verdict: no sample has this score."
     if change["interval"] is None:
-        return "One prompt alone says nothing about others."
+        if count < least:
+            few = "1 independent prompt is" if count == 1 else f"{count} independent prompts are"
+            return f"No verdict: {few} too few to tell a change from chance. Use {least} or more."
+        if change["difference"] == 0:
+            return "No prompt changed."
+        return "No verdict: all prompts changed by the same amount, which says nothing of others."
     low, high = change["interval"]
-    if low == high == 0:
-        return "No prompt changed."
     verdicts = {
         "rose": "Rose.",
         "fell": "Fell.",
@@ -156,7 +166,8 @@ def interval_in_words(change: Change, places: int = 3) -> str:
     }
     return (
         f"{verdicts[verdict(change)]} On prompts like these the mean change is between "
-        f"{low:+.{places}f} and {high:+.{places}f} ({100 * LEVEL:.0f}% confidence)."
+        f"{low:+.{places}f} and {high:+.{places}f} ({100 * LEVEL:.0f}% confidence from {count} "
+        "independent prompts)."
     )
 
 
@@ -176,9 +187,15 @@ def page_template(name: str) -> Template:
 def _headline(comparison: Comparison) -> str:
     """The result in one sentence."""
     change = comparison["rewards"][TOTAL]
-    count = comparison["prompts"]
-    prompts = f"{count} prompt{'s' if count > 1 else ''}"
-    if change["difference"] is None:
+    count, distinct = comparison["prompts"], comparison["distinct_prompts"]
+    prompts = f"{distinct} prompt{'s' if distinct > 1 else ''}"
+    if count != distinct:
+        prompts = f"{count} videos of {prompts}"
+    if change["unscored"]:
+        prompts += f" ({change['unscored']} of the videos without a score)"
+    if change["before"] is None:
+        return "No video has a total reward."
+    if change["after"] is None or change["difference"] is None:
         return f"The mean total reward over {prompts} is {change['before']:.3f}."
     return (
         f"Over {prompts} with the same noise, the mean total reward went from "

@@ -50,7 +50,9 @@ def choose(comparison: Comparison, extremes: int, random: int) -> list[Choice]:
         )
     ]
     if changes and extremes:
-        order = [int(index) for index in np.argsort(changes, kind="stable")]
+        # NaN comes last: what has no score is neither best nor worst.
+        known = int(np.isfinite(changes).sum())
+        order = [int(index) for index in np.argsort(changes, kind="stable")[:known]]
         choices += [
             Choice(
                 "Most improved",

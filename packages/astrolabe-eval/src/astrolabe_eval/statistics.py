@@ -1,17 +1,22 @@
-"""How sure a mean is: bootstrap intervals, alone and for paired samples.
+"""How sure a mean is: intervals by subsets or the bootstrap, alone and for paired samples.
 
 Two models are judged on the same prompts with the same noise. The difficulty of a prompt moves both
 scores together and cancels in their difference, so the interval of the mean difference is far
 narrower than that of either mean.
 """
 
+import math
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Method = Literal["bca", "percentile"]
+from astrolabe_eval.grouping import by_prompt, per_prompt
+from astrolabe_eval.subsets import equal, subset_interval
+
+Method = Literal["subset", "bca", "percentile"]
 
 #: How many values one draw of resamples may hold, so that memory does not grow with the suite.
 _DRAW = 2**22
@@ -21,37 +26,46 @@ def bootstrap_interval(
     values: ArrayLike,
     *,
     level: float = 0.95,
-    method: Method = "bca",
+    method: Method = "subset",
+    prompts: Sequence[str] | None = None,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Interval of the mean of independent samples, by the bootstrap.
+    """Interval of the mean of samples, which resemble each other if they share a prompt.
 
-    ``"percentile"`` takes the quantiles ``α/2`` and ``1 - α/2`` of the means of resamples.
-    ``"bca"`` shifts both for bias ``z0`` and skewness ``a``: with ``z`` the normal quantile,
+    ``"subset"`` holds its level from 6 prompts on (:func:`subsets.subset_interval`), and is what
+    every verdict rests on. The other two are the plain bootstrap, which is wrong in 8 % of cases
+    at 8 prompts and in 20 % at 4. ``"percentile"`` takes the quantiles ``α/2`` and ``1 - α/2`` of
+    the means of resamples. ``"bca"`` shifts both for bias ``z0`` and skewness ``a``: with ``z`` the
+    normal quantile,
 
         ``α_i = Φ(z0 + (z0 + z_i) / (1 - a (z0 + z_i)))``
 
     (Efron, "Better bootstrap confidence intervals", 1987; Efron and Tibshirani, "An introduction to
-    the bootstrap", 1993, eq. 14.10, 14.14 and 14.15). With fewer than some twenty samples either is
-    somewhat too narrow.
+    the bootstrap", 1993, eq. 14.10, 14.14 and 14.15).
 
     Args:
         values: ``[n]``, at least 2, finite.
         level: Share of intervals that contain the true mean, in (0, 1).
-        method: Which of the two.
+        method: Which of the three.
+        prompts: The prompt of each; those of one prompt are kept together. None: all differ.
         resamples: How many means to draw.
         seed: Of the draws; the same seed gives the same interval.
 
     Returns:
-        Low and high end. Equal if all values are equal.
+        Low and high end. Minus and plus infinity where nothing can be said: if all values are
+        equal, or for ``"subset"`` with fewer than :func:`subsets.least_prompts`.
 
     Raises:
-        ValueError: If there are fewer than 2 values, one is not finite, or an option is wrong.
+        ValueError: If there are fewer than 2 values, one is not finite, there is not one prompt for
+            each, or an option is wrong.
 
     Example:
-        >>> bootstrap_interval([0.25, 0.25, 0.25])
-        (0.25, 0.25)
+        >>> bootstrap_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+        (-inf, inf)
+        >>> low, high = bootstrap_interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+        >>> f"{low:.1f} {high:.1f}"
+        '2.3 6.7'
     """
     samples = np.asarray(values, dtype=np.float64)
     if samples.ndim != 1 or len(samples) < 2:
@@ -62,15 +76,21 @@ def bootstrap_interval(
     if not np.isfinite(samples).all():
         bad = int(np.flatnonzero(~np.isfinite(samples))[0])
         raise ValueError(f"Sample {bad} is {samples[bad]}. Leave out what could not be scored.")
+    if prompts is not None and len(prompts) != len(samples):
+        raise ValueError(f"{len(samples)} samples have {len(prompts)} prompts. Give one for each.")
     if not 0 < level < 1 or resamples < 1:
         raise ValueError(
             f"level={level} and resamples={resamples}: use a level in (0, 1) and 1 or more draws."
         )
+    if method == "subset":
+        means, counts = by_prompt(samples, prompts)
+        return subset_interval(means, counts, level=level, resamples=resamples, seed=seed)
     if method not in ("bca", "percentile"):
-        raise ValueError(f"method is {method!r}. Use 'bca' or 'percentile'.")
-    if (samples == samples[0]).all():
-        # A mean of equal numbers may differ from them in the last bit; the answer is known.
-        return float(samples[0]), float(samples[0])
+        raise ValueError(f"method is {method!r}. Use 'subset', 'bca' or 'percentile'.")
+    if prompts is not None:
+        samples = per_prompt(samples, prompts)
+    if equal(samples):
+        return -math.inf, math.inf
     means = _resampled_means(samples, resamples, np.random.default_rng(seed))
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
     if method == "bca":
@@ -84,7 +104,8 @@ def paired_interval(
     after: ArrayLike,
     *,
     level: float = 0.95,
-    method: Method = "bca",
+    method: Method = "subset",
+    prompts: Sequence[str] | None = None,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float]:
@@ -95,6 +116,7 @@ def paired_interval(
         after: ``[n]`` scores of the second, in the same order.
         level: As in :func:`bootstrap_interval`.
         method: As in :func:`bootstrap_interval`.
+        prompts: As in :func:`bootstrap_interval`.
         resamples: As in :func:`bootstrap_interval`.
         seed: As in :func:`bootstrap_interval`.
 
@@ -111,7 +133,12 @@ def paired_interval(
             "Score both models on the same prompts, in the same order."
         )
     return bootstrap_interval(
-        second - first, level=level, method=method, resamples=resamples, seed=seed
+        second - first,
+        level=level,
+        method=method,
+        prompts=prompts,
+        resamples=resamples,
+        seed=seed,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Final
 
 from astrolabe_eval.changes import Change, Normalised
 from astrolabe_eval.comparison import Comparison, Verdict, verdict, versions
+from astrolabe_eval.subsets import least_prompts
 from astrolabe_eval.win_rate import WinRate
 
 #: Marks scores that no model was trained on.
@@ -31,13 +32,13 @@ class Row:
         """The score with its mark."""
         return f"{self.score} {HELD_OUT}" if self.held_out else self.score
 
-    def number(self, value: float) -> str:
-        """``value`` with as many decimals as this score needs."""
-        return f"{value:.{self.places}f}"
+    def number(self, value: float | None) -> str:
+        """``value`` with as many decimals as this score needs; ``n/a`` if nothing was scored."""
+        return "n/a" if value is None else f"{value:.{self.places}f}"
 
-    def signed(self, value: float) -> str:
+    def signed(self, value: float | None) -> str:
         """The same with its sign."""
-        return f"{value:+.{self.places}f}"
+        return "n/a" if value is None else f"{value:+.{self.places}f}"
 
 
 def summarise(comparison: Comparison) -> list[Row]:
@@ -81,12 +82,16 @@ def notes(comparison: Comparison) -> list[str]:
         lines += [
             "Every model got the same prompts with the same noise and is compared with "
             f"{comparison['labels'][0]} sample by sample.",
-            f"Change: mean difference with its {percent} BCa bootstrap interval"
-            + (", whole prompts resampled." if distinct < count else "."),
+            f"Change: mean difference with its {percent} interval"
+            + (", samples of one prompt taken together." if distinct < count else "."),
+            "Prompts: how many independent ones the change rests on. With fewer than "
+            f"{least_prompts(comparison['level'])} chance alone can move all of them the same way, "
+            "and there is neither interval nor verdict.",
             f"Win rate: share of samples that score higher, ties half, with its {percent} Wilson "
             "interval.",
             _unit_note(comparison),
         ]
+    lines += _unscored(comparison)
     if comparison["held_out"]:
         lines.append(f"{HELD_OUT} Held out: nothing was trained on this score.")
     if len(comparison["checkpoints"]) > 1:
@@ -95,6 +100,20 @@ def notes(comparison: Comparison) -> list[str]:
             "to be some."
         )
     return lines
+
+
+def _unscored(comparison: Comparison) -> list[str]:
+    """Which scores rest on fewer samples than there are, and on how many fewer."""
+    several = versions(comparison) or {"": comparison}
+    lacking = [
+        f"{name}{f' of {label}' if len(several) > 1 else ''}: {change['unscored']}"
+        for label, model in several.items()
+        for name, change in (model["rewards"] | model["judges"]).items()
+        if change["unscored"]
+    ]
+    if not lacking:
+        return []
+    return [f"Samples without a score, left out: {', '.join(lacking)} of {comparison['prompts']}."]
 
 
 def missing_in_words(comparison: Comparison) -> str:

@@ -112,7 +112,8 @@ def csv_table(comparison: Comparison) -> str:
 
     Returns:
         Lines ``model,sample,prompt,seed,<score>,...`` (RFC 4180, but ended by a line feed alone),
-        numbers with all their digits. ``sample`` counts from 0 in the order of the suite.
+        numbers with all their digits, nothing where there is no score. ``sample`` counts from 0 in
+        the order of the suite.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -126,7 +127,7 @@ def csv_table(comparison: Comparison) -> str:
                 sample["before"] if first else sample["checkpoints"].get(label, sample["after"])
             )
             assert scores is not None
-            numbers = [repr(scores[name]) for name in names]
+            numbers = ["" if scores[name] is None else repr(scores[name]) for name in names]
             writer.writerow([label, index, sample["prompt"], sample["seed"], *numbers])
     return file.getvalue()
 
@@ -168,6 +169,7 @@ def _cells(
         "score",
         *(["model", labels[0], "mean"] if several else [labels[0], labels[-1]]),
         f"change [{percent}]",
+        "prompts",
         f"win rate [{percent}]",
         "change / SD",
     ]
@@ -178,10 +180,8 @@ def _cells(
 
 
 def _numbers(row: Row, bold: Callable[[str], str]) -> list[str]:
-    """Base, mean, change, win rate and normalised change."""
+    """Base, mean, change, independent prompts, win rate and normalised change."""
     change, wins, normalised = row.change, row.wins, row.normalised
-    assert change["after"] is not None
-    assert change["difference"] is not None
     assert wins is not None
     assert normalised is not None
     difference = row.signed(change["difference"])
@@ -193,6 +193,7 @@ def _numbers(row: Row, bold: Callable[[str], str]) -> list[str]:
         row.number(change["before"]),
         row.number(change["after"]),
         difference if row.verdict == "no clear change" else bold(difference),
-        f"{wins['rate']:.2f} [{low:.2f}, {high:.2f}]",
+        str(change["prompts"]),
+        "n/a" if wins["rate"] is None else f"{wins['rate']:.2f} [{low:.2f}, {high:.2f}]",
         "n/a" if normalised["difference"] is None else f"{normalised['difference']:+.2f}",
     ]

@@ -8,7 +8,7 @@ measured in turn, they share it, and it cancels in the ratio of neighbours.
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from math import exp, log
+from math import exp, isfinite, log
 from statistics import median
 
 import numpy as np
@@ -56,8 +56,9 @@ class Speed:
     """Median over the repeats."""
     ratio: float
     """Frames per second over those of the first variant in the same round, geometric mean."""
-    interval: tuple[float, float]
-    """Of the ratio, by the bootstrap over the rounds; ``(1, 1)`` for the first variant."""
+    interval: tuple[float, float] | None
+    """Of the ratio, over the rounds; ``(1, 1)`` for the first variant. None where nothing can be
+    said: fewer than six rounds, or all of them equal."""
     seconds_to_first_frame: float
     """Median over the repeats."""
     percentiles: dict[str, float]
@@ -131,7 +132,7 @@ def compare_in_turn(
 
     Args:
         streams: Name to what starts a video; the first is what others are compared with.
-        repeats: Rounds, at least 2. The interval is somewhat too narrow below some twenty.
+        repeats: Rounds, at least 2; six for an interval of the ratio.
         frames_per_chunk: As in :func:`measure`, like all that follow.
         chunks: Chunks of the steady state of each video.
         warm_up: Chunks before.
@@ -178,13 +179,14 @@ def throughput_table(speeds: Mapping[str, Speed]) -> str:
         Text that ends with a line feed.
     """
     first = next(iter(speeds))
-    heads = ["model", "frames/s", f"to {first} [95 %]", "first frame, s"]
+    heads = ["model", "frames/s", f"to {first} [95 %]", "rounds", "first frame, s"]
     heads += [f"chunk p{percent}, ms" for percent in PERCENTILES]
     lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
     for name, speed in speeds.items():
-        low, high = speed.interval
-        ratio = "1" if name == first else f"{speed.ratio:.3f} [{low:.3f}, {high:.3f}]"
-        cells = [name, f"{speed.frames_per_second:.2f}", ratio]
+        ratio = "1" if name == first else f"{speed.ratio:.3f}"
+        if name != first and speed.interval:
+            ratio += " [{:.3f}, {:.3f}]".format(*speed.interval)
+        cells = [name, f"{speed.frames_per_second:.2f}", ratio, str(len(speed.rounds))]
         cells.append(f"{speed.seconds_to_first_frame:.3f}")
         cells += [f"{1000 * seconds:.1f}" for seconds in speed.percentiles.values()]
         lines.append(f"| {' | '.join(cells)} |")
@@ -195,12 +197,12 @@ def _summary(runs: list[Throughput], first: list[float]) -> Speed:
     rounds = [run.frames_per_second for run in runs]
     # Logarithms: A is as many times faster than B as B is slower than A.
     ratios = [log(own / base) for own, base in zip(rounds, first, strict=True)]
-    low, high = bootstrap_interval(ratios)
+    low, high = (0.0, 0.0) if rounds == first else bootstrap_interval(ratios)
     latencies = [seconds for run in runs for seconds in run.latencies]
     return Speed(
         frames_per_second=median(rounds),
         ratio=exp(sum(ratios) / len(ratios)),
-        interval=(exp(low), exp(high)),
+        interval=(exp(low), exp(high)) if isfinite(high) else None,
         seconds_to_first_frame=median(run.seconds_to_first_frame for run in runs),
         percentiles=_percentiles(latencies),
         chunks=len(latencies),

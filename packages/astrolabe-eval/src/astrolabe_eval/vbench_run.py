@@ -131,9 +131,9 @@ def run_vbench(
             raise VBenchError(f"VBench ended well but did not write {str(results)!r}.")
         if shown != videos.resolve():
             real = {str(shown / seen): str(videos.resolve() / file) for file, seen in names.items()}
-            for file in (results, info):
-                content = json.loads(file.read_text(encoding="utf-8"))
-                write_atomic(file, json.dumps(_renamed(content, real), indent=4).encode())
+            for written in (results, info):
+                content = json.loads(written.read_text(encoding="utf-8"))
+                write_atomic(written, json.dumps(_renamed(content, real), indent=4).encode())
     return _collect(results, info, mode)
 
 
@@ -215,8 +215,8 @@ def _check_request(
                 f"{', '.join(reading)} reads the prompt, and {name!r} has none: its name says no "
                 "words. Give the prompts of all videos (prompts of run_vbench)."
             )
-    if "human_action" in dimensions and (why := unfit("human_action", texts.values())):
-        raise VBenchError(why)
+    if "human_action" in dimensions and (no_action := unfit("human_action", texts.values())):
+        raise VBenchError(no_action)
     return texts
 
 
