@@ -265,8 +265,14 @@ def test_a_run_goes_on_from_an_adapter(small_run, parts, tmp_path):
     with started.snapshots.use("reference"):
         for name, parameter in parts.parameters.items():
             assert torch.equal(started.parameters[name], parameter)
-    with pytest.raises(CheckpointError, match="has r 2, the network's LoRA has 4"):
+    message = r"has rank 2 and alpha 2 for .* has rank 4 .*Add it with rank=2 and alpha=2"
+    with pytest.raises(CheckpointError, match=message):
         compose(replace(run, lora=replace(run.lora, rank=4)))
+    settings = tmp_path / "adapter" / "adapter_config.json"
+    weights = settings.with_name("adapter_model.safetensors")
+    by_file = replace(run, lora=replace(run.lora, start=str(weights), alpha=4))
+    with pytest.raises(CheckpointError, match=r"alpha 2 for .* has rank 2 and alpha 4"):
+        compose(by_file)
 
 
 def test_gradient_checkpointing_changes_no_result(small_run):

@@ -1,6 +1,7 @@
 """What LoRA files say beside their tensors: headers, other entries, ``adapter_config.json``."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -42,8 +43,8 @@ def notes_of_others(
             continue
         if key == "ss_network_args" and isinstance(value, Mapping):
             flat += [(flag, value[flag]) for flag in RSLORA if flag in value]
-        elif speaks_of_strength(bare(key)):
-            flat.append((key, value))
+        elif speaks_of_strength(_word(key)):
+            flat.append((_word(key), value))
         elif isinstance(value, Mapping) and not key.startswith("ss_"):
             found += _nested(value, f"{key} of {file.name}")
     place = f"the header of {file.name}" if file.suffix == ".safetensors" else file.name
@@ -64,6 +65,16 @@ def _of_transformer(settings: Iterable[tuple[str, Any]], place: str) -> dict[str
                 "Keep that of the transformer."
             )
     return result
+
+
+def _word(key: str) -> str:
+    """A setting's name without its place, in small letters and underscores.
+
+    >>> _word("transformer.loraAlpha"), _word("Network.Alpha")
+    ('lora_alpha', 'network_alpha')
+    """
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])|[- ]", "_", bare(key)).lower()
+    return re.sub(r"^(lora|network|adapter|peft|config)\.", r"\1_", apart)
 
 
 def _nested(settings: Mapping[str, Any], place: str) -> list[Statement]:

@@ -84,13 +84,13 @@ def scales(
                 stated[layer] = alpha / (math.sqrt(rank) if one.rslora else rank)
         if stated:
             found.append((one.place, stated, _ROUNDING))
+    if not found and any(one.rslora for one in statements):
+        raise CheckpointError(
+            f"{str(path)!r} is said to be stabilised by rank, but its header has no alpha; what "
+            "entries of alpha mean then, programs see differently. State lora_alpha and use_rslora "
+            "in its header or in an adapter_config.json beside it, and leave out such entries."
+        )
     if entries.alphas:
-        if not found and any(one.rslora for one in statements):
-            raise CheckpointError(
-                f"{str(path)!r} has entries of alpha and says that it is stabilised by rank; "
-                "programs differ in what that means. State lora_alpha and use_rslora in an "
-                "adapter_config.json beside it, in place of the entries."
-            )
         found.append(("its entries of alpha", *_of_entries(entries)))
     if not found:
         return None
