@@ -70,8 +70,9 @@ def measure(folder: Path | None) -> dict[str, Any]:
     from astrolabe.compose import build_model
     from astrolabe.compose_rewards import build_reward, build_term
     from astrolabe.evaluate import make_suite
+    from astrolabe.fit import evaluation_frames
     from astrolabe.run_folder import RunFolder
-    from astrolabe.sampling import evaluation_frames, load_trained, sampler
+    from astrolabe.sampling import load_trained, sampler
     from astrolabe_eval import evaluate_suite
 
     run = load(["tiny"], COMMON)

@@ -13,8 +13,9 @@ import torch
 
 from astrolabe.compose import build_model
 from astrolabe.evaluate import make_suite
+from astrolabe.fit import evaluation_frames
 from astrolabe.run_folder import RunFolder
-from astrolabe.sampling import evaluation_frames, load_trained, sampler
+from astrolabe.sampling import load_trained, sampler
 from astrolabe.tracking import read_curves
 from astrolabe_eval import Suite, contact_sheet, generate, reward_curves
 from astrolabe_rollout.chunks import ChunkStream

@@ -10,7 +10,7 @@ import pytest
 
 from astrolabe.cli import main
 from astrolabe.keys_table import END, START, put_table, table
-from astrolabe.load import recipe_names
+from astrolabe.load import overlay_names, recipe_names
 from astrolabe_eval import read_mp4, write_mp4
 
 
@@ -181,8 +181,10 @@ def test_a_printed_recipe_is_a_recipe(capsys):
 
 def test_recipes_are_listed_with_what_they_are_for(capsys):
     assert run("recipes") == 0
-    lines = capsys.readouterr().out.splitlines()
+    whole, overlays = capsys.readouterr().out.split("\nOverlays, given after a recipe:\n")
+    lines = whole.splitlines()
     assert [line.partition(":")[0] for line in lines] == recipe_names()
+    assert [line.partition(":")[0] for line in overlays.splitlines()] == overlay_names()
     assert any(line.startswith("tiny: the embedded model") for line in lines)
 
 
@@ -214,6 +216,15 @@ def test_video_files_are_scored(capsys, tmp_path):
     write_mp4(tmp_path / "a.mp4", video, fps=16)
     assert run("score", tmp_path / "a.mp4", "--reward", "sharpness_vq") == 0
     assert "a.mp4  sharpness_vq" in capsys.readouterr().out
+
+
+def test_doctor_finds_nothing_to_mend_in_a_fresh_clone(capsys):
+    assert run("doctor") == 0
+    lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines()}
+    assert all(line.startswith("ok") for line in lines.values())
+    assert "self_forcing_multi" in lines["recipes"]
+    assert "gpu_24gb" not in lines["recipes"]
+    assert "gpu_24gb" in lines["overlays"]
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

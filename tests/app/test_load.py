@@ -5,20 +5,13 @@ import pytest
 
 from astrolabe.config import Advantage, Disagreement, Part, RewardTerm, Rollout, Run, Train
 from astrolabe.errors import ConfigError
-from astrolabe.load import from_json, load, recipe_names, to_json
+from astrolabe.load import from_json, load, overlay_names, recipe_names, to_json
 from astrolabe.registry import find, options_of
 
-OVERLAYS = ("gpu_", "compat_")
 
-
-def with_base(name):
-    """A recipe for a size of GPU, or of compatibility, changes another one."""
-    return ["self_forcing_multi", name] if name.startswith(OVERLAYS) else [name]
-
-
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", recipe_names() + overlay_names())
 def test_every_recipe_loads_and_names_parts_and_options_that_exist(name):
-    run = load(with_base(name))
+    run = load(["self_forcing_multi", name] if name in overlay_names() else [name])
     parts = [("models", run.model), ("objectives", run.objective)]
     terms = {**run.rewards, **run.evaluation.judges}
     parts += [("rewards", Part(term.name or key, term.options)) for key, term in terms.items()]
@@ -26,9 +19,7 @@ def test_every_recipe_loads_and_names_parts_and_options_that_exist(name):
         assert part.options.keys() <= options_of(find(kind, part.name, name)).keys()
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in recipe_names() if n != "tiny" and not n.startswith(OVERLAYS)]
-)
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name != "tiny"])
 def test_recipes_of_real_models_follow_the_paper(name):
     """Table S1 of the paper."""
     run = load([name])
@@ -44,6 +35,19 @@ def test_recipes_of_real_models_follow_the_paper(name):
     )
     size = (8, 8) if "14b" in name else (48, 24)
     assert (run.rollout.num_prompts, run.rollout.group_size) == size
+
+
+@pytest.mark.parametrize("given", [["gpu_80gb"], ["gpu_80gb", "tiny"], ["compat_public", "x.toml"]])
+def test_an_overlay_comes_after_the_recipe_that_it_changes(given):
+    first = "self_forcing_multi" if given == ["gpu_80gb"] else given[1]
+    told = rf"'{given[0]}' is an overlay: .* astrolabe train {first} {given[0]}\."
+    with pytest.raises(ConfigError, match=told):
+        load(given)
+
+
+def test_recipes_and_overlays_are_told_apart():
+    assert not set(recipe_names()) & set(overlay_names())
+    assert {"gpu_24gb", "gpu_48gb", "gpu_80gb", "compat_public"} == set(overlay_names())
 
 
 @pytest.mark.parametrize("gpu", ["gpu_24gb", "gpu_48gb", "gpu_80gb"])

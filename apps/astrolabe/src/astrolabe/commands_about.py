@@ -18,15 +18,18 @@ commands = typer.Typer()
     )
 )
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this recipe.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Print this recipe or overlay.")] = None,
 ) -> None:
-    """List the recipes, or print one as a start for your own."""
-    from astrolabe.load import read_recipe, recipe_names
+    """List the recipes and the overlays that change one, or print one as a start for your own."""
+    from astrolabe.load import overlay_names, read_recipe, recipe_names
 
     if name is not None:
         typer.echo(read_recipe(name), nl=False)
         return
     for known in recipe_names():
+        typer.echo(read_recipe(known).splitlines()[0].removeprefix("# "))
+    typer.echo("\nOverlays, given after a recipe:")
+    for known in overlay_names():
         typer.echo(read_recipe(known).splitlines()[0].removeprefix("# "))
 
 

@@ -3,12 +3,15 @@
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from astrolabe.epilog import examples
 from astrolabe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from astrolabe.config import Run
 
 commands = typer.Typer()
 
@@ -46,7 +49,9 @@ def train(
         bool,
         typer.Option("--force", help="Go on with other settings where they are safe to change."),
     ] = False,
-    dry_run: Annotated[bool, typer.Option(help="Print all settings and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print all settings, say what is missing or wrong, and stop.")
+    ] = False,
 ) -> None:
     """Train a model: by default the embedded one, with the recipe `tiny`.
 
@@ -57,7 +62,6 @@ def train(
     torchrun starts again goes on by itself. `astrolabe plan` says what fits into which GPU.
     """
     from astrolabe.load import changed, load, to_json
-    from astrolabe.run_folder import RunFolder
 
     if resume is not None:
         if out or auto_resume or dry_run:
@@ -69,6 +73,8 @@ def train(
         if recipes:
             wanted = load(recipes, overrides or [])
         elif overrides:
+            from astrolabe.run_folder import RunFolder
+
             wanted = changed(RunFolder.open(resume)[1], overrides)
         _tell(f"Going on with {resume}")
         from astrolabe import session
@@ -78,6 +84,7 @@ def train(
     run = load(chosen, overrides or [])
     if dry_run:
         typer.echo(to_json(run), nl=False)
+        _rehearse(run, out)
         return
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     if auto_resume and out is None:
@@ -86,11 +93,34 @@ def train(
     shared = os.environ.get("TORCHELASTIC_RUN_ID", "")
     name = shared[:8] if shared and shared != "none" else f"{datetime.now():%Y%m%d-%H%M%S}"
     folder = out or Path("runs") / f"{Path(chosen[0]).stem}-{name}"
+    from astrolabe import preflight
+
+    # First of all, as it takes a second: what follows takes minutes before it says what is missing.
+    for download in preflight.check(run, folder) if _first_here() else []:
+        _tell(f"To be downloaded: {download}")
     _tell(f"Run folder: {folder}")
     from astrolabe import session
 
     again = auto_resume or restarted
     raise typer.Exit(session.start(run, folder, again=again, force=force))
+
+
+def _rehearse(run: "Run", out: Path | None) -> None:
+    """Refuse what building would refuse, without reading weights."""
+    from astrolabe import checks, preflight
+    from astrolabe.launch_errors import world_size
+
+    processes = world_size(os.environ)
+    checks.check_settings(run, processes)
+    preflight.check(run, out)
+    checks.check_prompts(run)
+    checks.check_model(run, processes)
+    checks.check_terms(run)
+
+
+def _first_here() -> bool:
+    """Whether this process is the first on its machine."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _tell(text: str) -> None:
@@ -142,6 +172,7 @@ def evaluate(
     """
     from dataclasses import replace
 
+    from astrolabe import preflight
     from astrolabe.evaluate import evaluate as evaluate_run
     from astrolabe.jobs import share_of_work
     from astrolabe.run_folder import RunFolder
@@ -161,9 +192,12 @@ def evaluate(
         evaluation = replace(settings.evaluation, **changes)
     except ValueError as error:
         raise ConfigError(f"astrolabe eval: {error}") from error
+    judged = replace(settings, evaluation=evaluation)
+    for download in preflight.check(judged, training=False) if _first_here() else []:
+        _tell(f"To be downloaded: {download}")
     evaluate_run(
         folder,
-        replace(settings, evaluation=evaluation),
+        judged,
         typer.echo,
         steps=step or (),
         out=out,

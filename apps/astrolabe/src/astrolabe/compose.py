@@ -24,6 +24,7 @@ from astrolabe.compose_rewards import (
 )
 from astrolabe.config import Part, Run
 from astrolabe.errors import ConfigError
+from astrolabe.fit import check_fit, check_whole
 from astrolabe.gradients import Gradients
 from astrolabe.handover import Handover
 from astrolabe.memory_retry import MicroBatch
@@ -131,7 +132,7 @@ def compose(run: Run, world: World = ALONE) -> Parts:
     prompts = prompt_list(run.rollout.prompts, "rollout.prompts")
     reward = build_reward(run)
     model = build_model(run.model)
-    check_frames(model, run.rollout.num_frames, "rollout.num_frames")
+    check_fit(run, model, world.size)
     network = model.transformer.network
     add_lora(
         network,
@@ -166,17 +167,7 @@ def compose(run: Run, world: World = ALONE) -> Parts:
         noise_levels(run, model),
         where="objective",
     )
-    if sharded and loss.whole:
-        raise ConfigError(
-            f"distributed.base is 'sharded', but the objective {run.objective.name!r} gives each "
-            "process another number of passes. Set distributed.base to 'replicated'."
-        )
-    if sharded and run.rollout.scene_windows and model.switch.startswith("recache"):
-        raise ConfigError(
-            f"distributed.base is 'sharded', but the model's switch is {model.switch!r}: where a "
-            "prompt changes, it makes a pass that other processes do not. Set model.options.switch "
-            "to 'keep' or 'flush', or distributed.base to 'replicated'."
-        )
+    check_whole(run, loss.whole, world.size)
     schedule = window_schedule(run)
     policy = build_policy(run, model, reward, record=STEPS in loss.in_keys)
     shuffle = torch.Generator()
@@ -330,15 +321,3 @@ def noise_levels(run: Run, model: VideoModel) -> tuple[float, ...]:
     if run.train.noise_levels == "unwarped":
         return tuple(step / 1000 for step in model.denoising_steps)
     return model.sigmas
-
-
-def check_frames(model: VideoModel, latent_frames: int, setting: str) -> None:
-    """Refuse a number of latent frames that is no whole number of chunks.
-
-    Raises:
-        ConfigError: Names the setting and the nearest numbers that are.
-    """
-    try:
-        model.geometry.chunks(latent_frames)
-    except ValueError as error:
-        raise ConfigError(f"{setting}: {error}") from error

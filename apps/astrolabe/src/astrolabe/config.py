@@ -8,6 +8,7 @@ recipe holds what differs from them. Values are checked here, types in `astrolab
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from astrolabe.config_logging import Logging
 from astrolabe.config_rewards import Advantage, Composite, Disagreement, Guard, RewardTerm
 from astrolabe.limits import above_zero, at_least, share
 
@@ -289,36 +290,6 @@ class Evaluation:
             raise ValueError("num_frames and seconds are both given. Set one of them to 0.")
         at_least("batch_size", self.batch_size, 1)
         at_least("seed", self.seed, 0)
-
-
-@dataclass(frozen=True)
-class Logging:
-    """What is kept of a run."""
-
-    checkpoint_every: int = 10
-    """Steps between checkpoints; there is always one at the end."""
-    keep: int = 2
-    """Newest checkpoints to keep."""
-    keep_best: int = 0
-    """Checkpoints to keep besides: those after the steps of the highest total reward."""
-    samples_every: int = 10
-    """Steps between sample videos; 0: none."""
-    samples: int = 4
-    """Videos of each of these times: the best and the worst of half as many groups."""
-    backends: tuple[Literal["csv", "tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
-    """TorchRL loggers to use beside metrics.jsonl."""
-
-    def shows(self, step: int) -> bool:
-        """Whether videos of a step, counted from 1, are kept."""
-        every = self.samples_every
-        return bool(every) and (step == 1 or step % every == 0)
-
-    def __post_init__(self) -> None:
-        at_least("checkpoint_every", self.checkpoint_every, 1)
-        at_least("keep", self.keep, 1)
-        at_least("keep_best", self.keep_best, 0)
-        at_least("samples_every", self.samples_every, 0)
-        at_least("samples", self.samples, 1)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from astrolabe.errors import ConfigError
-from astrolabe.load import load, recipe_names
+from astrolabe.load import load, overlay_names, recipe_names
 from astrolabe.registry import KINDS, Kind, find, names
 
 GIB = 2**30
@@ -39,6 +39,7 @@ def examine(folder: Path) -> Iterator[Finding]:
     )
     yield Finding("accelerator", True, _accelerator())
     yield _try("recipes", _load_recipes)
+    yield _try("overlays", _load_overlays)
     for kind in KINDS:
         yield _try(kind, partial(_import_parts, kind))
     yield _try("video", _encode)
@@ -57,6 +58,12 @@ def _load_recipes() -> str:
     for name in recipe_names():
         load([name])
     return ", ".join(recipe_names())
+
+
+def _load_overlays() -> str:
+    for name in overlay_names():
+        load(["self_forcing_multi", name])
+    return ", ".join(overlay_names())
 
 
 def _import_parts(kind: Kind) -> str:

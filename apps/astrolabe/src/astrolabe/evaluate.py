@@ -11,15 +11,15 @@ from typing import Any
 
 from astrolabe import checkpoint
 from astrolabe.checkpoint_files import LORA, digest_of
-from astrolabe.compose import build_model, check_frames
+from astrolabe.compose import build_model
 from astrolabe.compose_rewards import Scorer, build_reward, build_term
 from astrolabe.config import Run
 from astrolabe.errors import ConfigError
+from astrolabe.fit import check_frames, evaluation_frames
 from astrolabe.load import to_json
 from astrolabe.prompts import prompt_list, prompt_rows
 from astrolabe.run_folder import RunFolder
 from astrolabe.sampling import (
-    evaluation_frames,
     one_by_one,
     reading_scenes,
     sampler,

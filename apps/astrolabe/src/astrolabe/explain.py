@@ -2,7 +2,7 @@
 
 import errno
 
-from astrolabe.errors import ConfigError, InvariantError
+from astrolabe.errors import ConfigError, InvariantError, MissingError
 
 ERROR_MODULES = ("astrolabe_rollout.errors", "astrolabe_rewards.errors", "astrolabe_eval.errors")
 
@@ -18,6 +18,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.strerror:
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{where}. {WAYS_OUT.get(error.errno or 0, 'Check the path.')}"
+    if isinstance(error, MissingError):
+        return str(error)
     known = isinstance(error, (ConfigError, InvariantError, OSError)) or type(error) is LookupError
     if not known and type(error).__module__ not in ERROR_MODULES:
         return None

@@ -2,7 +2,7 @@
 
 The only file that knows pydantic. A recipe is a TOML file that holds what differs from the defaults
 in `astrolabe.config`. Left out on purpose: recipes do not include one another; several are given
-instead, and a later one wins.
+instead, and a later one wins. An overlay holds what it changes of a recipe that is given before it.
 """
 
 import json
@@ -34,16 +34,27 @@ _WANTED = {
 
 
 def recipe_names() -> list[str]:
-    """Names of the packaged recipes."""
-    folder = files("astrolabe") / "recipes"
-    return sorted(path.name[:-5] for path in folder.iterdir() if path.name.endswith(".toml"))
+    """Names of the packaged recipes, each of which is a run by itself."""
+    return list(_packaged("recipes"))
+
+
+def overlay_names() -> list[str]:
+    """Names of the packaged overlays, which change a recipe that is given before them."""
+    return list(_packaged("recipes/overlays"))
+
+
+def _packaged(folder: str) -> dict[str, Path]:
+    """The files of a packaged folder by name."""
+    found = Path(str(files("astrolabe"))) / folder
+    return {path.stem: path for path in sorted(found.glob("*.toml"))}
 
 
 def load(recipes: Sequence[str], overrides: Sequence[str] = ()) -> Run:
     """Combine recipes and overrides into one checked run.
 
     Args:
-        recipes: Names of packaged recipes or paths of ``.toml`` files; a later one wins.
+        recipes: Names of packaged recipes and overlays, or paths of ``.toml`` files; a later one
+            wins. The first is no overlay.
         overrides: ``"a.b=value"`` each, applied last. The value is TOML; what is no TOML is a text.
 
     Returns:
@@ -57,6 +68,13 @@ def load(recipes: Sequence[str], overrides: Sequence[str] = ()) -> Run:
         >>> load(["tiny"], ["train.steps=2"]).train.steps
         2
     """
+    if recipes and recipes[0] in overlay_names():
+        base = next((name for name in recipes if name not in overlay_names()), "self_forcing_multi")
+        ordered = [base, *(name for name in recipes if name != base)]
+        raise ConfigError(
+            f"{recipes[0]!r} is an overlay: it changes a recipe that is given before it, and is no "
+            f"run by itself. Give the recipe first, as in: astrolabe train {' '.join(ordered)}."
+        )
     table = _defaults()
     origins: dict[str, str] = {}
     for recipe in recipes:
@@ -81,22 +99,19 @@ def changed(run: Run, overrides: Sequence[str]) -> Run:
 
 
 def read_recipe(name: str) -> str:
-    """Return the text of a packaged recipe or of a ``.toml`` file.
+    """Return the text of a packaged recipe or overlay, or of a ``.toml`` file.
 
     Raises:
         ConfigError: If there is none, or it is not UTF-8 text.
     """
-    if name.endswith(".toml"):
-        source, found = Path(name), Path(name).is_file()
-    else:
-        source, found = Path(str(files("astrolabe") / "recipes" / f"{name}.toml")), False
-        found = name in recipe_names()
-    if not found:
-        close = get_close_matches(name.removesuffix(".toml"), recipe_names(), n=1)
+    packaged = _packaged("recipes") | _packaged("recipes/overlays")
+    source = Path(name) if name.endswith(".toml") else packaged.get(name)
+    if source is None or not source.is_file():
+        close = get_close_matches(name.removesuffix(".toml"), packaged, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConfigError(
-            f"there is no recipe {name!r}.{hint} Known: {', '.join(recipe_names())}; "
-            "or give the path of a .toml file."
+            f"there is no recipe {name!r}.{hint} Known: {', '.join(recipe_names())}; overlays: "
+            f"{', '.join(overlay_names())}; or give the path of a .toml file."
         )
     try:
         return source.read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from astrolabe.checks import check_model, check_settings
 from astrolabe.config import Run
 from astrolabe.errors import ConfigError
 from astrolabe.load import load
@@ -141,7 +142,7 @@ def answer(question: Question, needs: Needs) -> Plan:
 
 
 def _check(question: Question, run: Run) -> None:
-    rollout, gpus = run.rollout, question.gpus
+    gpus = question.gpus
     if gpus < 1:
         raise ConfigError(f"--gpus is {gpus}. Give the number of GPUs, 1 or more.")
     if question.memory is not None and not question.memory > 0:
@@ -156,30 +157,8 @@ def _check(question: Question, run: Run) -> None:
             "and ask twice: with --gpus for those that sample, whose phases are sample, decode and "
             "score, and with --gpus for those that learn, whose phase is update."
         )
-    videos = rollout.num_prompts * rollout.group_size
-    share = videos // gpus
-    nearest = max(n for n in range(1, gpus + 1) if videos % n == 0)
-    if videos % gpus:
-        raise ConfigError(
-            f"{gpus} GPUs do not divide the {videos} videos of a step. Take {nearest}, or make "
-            f"rollout.num_prompts a multiple of {gpus}."
-        )
-    if share * rollout.windows % run.train.updates:
-        raise ConfigError(
-            f"train.updates is {run.train.updates}, which does not divide the "
-            f"{share * rollout.windows} windows of each of {gpus} GPUs. Choose a divisor."
-        )
-    if rollout.batch_size and share % min(rollout.batch_size, share):
-        raise ConfigError(
-            f"rollout.batch_size is {rollout.batch_size}, which does not divide the {share} videos "
-            f"of each of {gpus} GPUs. Choose a divisor."
-        )
-    shards = run.distributed.shard_ranks
-    if run.distributed.base == "sharded" and shards and gpus % shards:
-        raise ConfigError(
-            f"distributed.shard_ranks is {shards}, which does not divide {gpus} GPUs. "
-            "Choose a divisor, or 0 for all."
-        )
+    check_settings(run, gpus)
+    check_model(run, gpus)
 
 
 def warnings(needs: Needs) -> Iterator[str]:

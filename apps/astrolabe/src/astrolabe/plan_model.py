@@ -14,7 +14,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 from astrolabe.config import Part
 from astrolabe.errors import ConfigError
 from astrolabe.plan_trace import Kind
-from astrolabe.registry import find
+from astrolabe.registry import check, find
 from astrolabe_rollout.checkpoints import load_into, meta_network
 from astrolabe_rollout.codec import VideoCodec
 from astrolabe_rollout.geometry import Geometry
@@ -85,6 +85,12 @@ class Blueprint:
         return replace(model.freeze(), encoder=text)
 
 
+def describable(part: Part) -> bool:
+    """Whether the sizes of a model are known without its weights."""
+    make = find("models", part.name, "model")
+    return make is load_tiny or (isinstance(make, partial) and make.func is load_wan)
+
+
 def blueprint(part: Part) -> Blueprint:
     """Describe the model that a run names; nothing is read or downloaded.
 
@@ -92,13 +98,8 @@ def blueprint(part: Part) -> Blueprint:
         ConfigError: If an option is unknown or wrong, or the model is none that can be described.
         LookupError: If there is no such model.
     """
-    make = find("models", part.name, "model")
-    try:
-        bound = inspect.signature(make).bind(**part.options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"model.options: {error}. `astrolabe parts models {part.name}` lists the options."
-        ) from error
+    make = check("models", part.name, part.options, where="model")
+    bound = inspect.signature(make).bind(**part.options)
     bound.apply_defaults()
     options = dict(bound.arguments)
     if make is load_tiny:
@@ -107,7 +108,7 @@ def blueprint(part: Part) -> Blueprint:
         width = model.encoder.encoder.config.d_model
         size = weight_bytes(model.encoder)
         return Blueprint(part, options, 6, "cpu", "cpu", size, (model.encoder.length, width))
-    if not (isinstance(make, partial) and make.func is load_wan):
+    if not describable(part):
         raise ConfigError(
             f"model {part.name!r} is neither the embedded one nor of the Wan family, so its sizes "
             "are not known. Plan with the model of the family that is nearest to it."

@@ -210,6 +210,16 @@ def _one_step(model: VideoModel) -> tuple[VideoModel, float]:
     return replace(model, denoising_steps=model.denoising_steps[:1]), (len(model.sigmas) + 1) / 2
 
 
+def loss_of(run: Run, model: VideoModel) -> Objective:
+    """Put the run's adapter on a model without weights, and make the loss.
+
+    Raises:
+        ConfigError: If the loss refuses its options.
+    """
+    _adapt(run, model)
+    return _loss(run, model)
+
+
 def _loss(run: Run, model: VideoModel) -> Objective:
     frames, train = run.rollout.num_frames, run.train
     loss: Objective = build(

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 
@@ -12,6 +12,10 @@ from astrolabe.config import Run
 from astrolabe.plan_passes import FEW, MORE, Figures, along
 from astrolabe.plan_trace import traced
 from astrolabe.registry import find, options_of
+from astrolabe_rewards import Reward
+from astrolabe_rewards.hpsv3 import HPSv3
+from astrolabe_rewards.raft import RaftDynamics
+from astrolabe_rewards.videoalign import VideoAlign, VideoAlignMQ
 
 GIB: Final = 2**30
 
@@ -23,6 +27,14 @@ QWEN: Final = {"hpsv3": (28, 3584, 28, 4, 18944, 850), "videoalign": (28, 1536, 
 VISION: Final = {"layers": 32, "width": 1280, "patches": 4, "hpsv3": 252, "videoalign": 1260}
 #: A forward of the smaller networks on some tens of pictures, as an estimate.
 SMALL_ACTIVATIONS: Final = GIB // 2
+#: The large rewards, by what their weights are called.
+FAMILIES: Final = {"hpsv3": HPSv3, "videoalign": VideoAlign}
+OWN: Final = "astrolabe_rewards."
+#: Modules whose rewards hold one copy of the same weights in a process.
+SHARING: Final = tuple(
+    f"astrolabe_rewards.{name}"
+    for name in ("hpsv3", "videoalign", "hpsv2", "image_reward", "clip", "pickscore", "aesthetic")
+)
 #: RAFT on a pair of frames of 480 x 832, as its class says.
 RAFT_PAIR: Final = GIB // 2
 
@@ -32,7 +44,7 @@ class RewardNeeds:
     """What a reward takes on the GPU of the process that scores.
 
     Attributes:
-        name: Of its weights; rewards that share them have one name.
+        name: Of its weights. Rewards of one name share one copy of them.
         weights: Bytes.
         activations: Most bytes while it scores.
         flops: Floating-point operations for a video.
@@ -58,15 +70,22 @@ def reward_needs(run: Run, frames: int) -> list[RewardNeeds]:
     Raises:
         LookupError: If there is no such reward.
     """
-    found = []
+    found: list[RewardNeeds] = []
+    copies: dict[tuple[str, ...], str] = {}  # what is shared, to its name
     for key, term in run.rewards.items():
         name, options = term.name or key, term.options
-        if name == "worker":
+        apart = name == "worker"  # its process has a copy of its own
+        if apart:
             moved = {"device": options["device"]} if options.get("device") else {}
             name, options = str(options.get("target", "")), (options.get("options") or {}) | moved
         seen = run.rollout.overview if term.scope == "video" else frames
         size = run.model.options.get("height", 480), run.model.options.get("width", 832)
-        found.append(_needs(name, options, f"rewards.{key}", seen, size))
+        one, copy = _needs(name, options, f"rewards.{key}", seen, size)
+        if apart or not copy:
+            copy = (key,)
+        # A second copy of the same model has the name of its setting too.
+        label = one.name if one.name not in copies.values() else f"{one.name} ({key})"
+        found.append(replace(one, name=copies.setdefault(copy, label)))
     return found
 
 
@@ -76,40 +95,64 @@ def _needs(
     where: str,
     frames: int,
     size: tuple[int, int],
-) -> RewardNeeds:
+) -> tuple[RewardNeeds, tuple[str, ...]]:
+    """What a reward takes, and what all that share its weights have in common, if any can."""
     maker = find("rewards", name, where)
     given = {key: value.default for key, value in options_of(maker).items()} | dict(options)
-    memory: str | None = getattr(maker, "memory", None)
+    memory = _memory_of(maker)
     if str(given.get("device")).startswith("cpu") or memory in ("none", "none here"):
-        return RewardNeeds(name)
+        return RewardNeeds(name), ()
     if memory is None:
-        return RewardNeeds(name, known=False)
-    if name.endswith(":RaftDynamics") or name == "raft_dynamics":
+        return RewardNeeds(name, known=False), ()
+    if _is(maker, RaftDynamics):
         pixels = size[0] * size[1] / (480 * 832)
-        return RewardNeeds(name, 0, int(RAFT_PAIR * pixels * given["micro_batch"]))
+        return RewardNeeds(name, 0, int(RAFT_PAIR * pixels * given["micro_batch"])), ()
     held = str(given.get("quantization") or given.get("dtype") or "")
     weights = weights_from(memory, held)
-    if "max_tokens" not in given:
-        return RewardNeeds(name, weights, SMALL_ACTIVATIONS if weights > GIB // 4 else 0)
-    family = "hpsv3" if "frame_stride" in given else "videoalign"
+    if weights is None:
+        # Of this project's own, it is in MiB: next to nothing.
+        return RewardNeeds(name, known=maker.__module__.startswith(OWN)), ()
+    family = next((name for name, kind in FAMILIES.items() if _is(maker, kind)), "")
+    place = [str(given.get(option)) for option in ("weights", "base", "dtype", "device")]
+    shared = (family or name, *place, held) if maker.__module__ in SHARING else ()
+    if not family:
+        small = SMALL_ACTIVATIONS if weights > GIB // 4 else 0
+        return RewardNeeds(name, weights, small), shared
     sequences = -(-frames // given["frame_stride"]) if family == "hpsv3" else 1
     figures = qwen(family, given["max_tokens"], held == "float32")
-    grey = name == "videoalign_mq"
-    return RewardNeeds(
-        family if family == "videoalign" else name,
+    needs = RewardNeeds(
+        family,
         weights,
         int(figures.peak),
         figures.flops * sequences,
-        "grey" if grey else "colour",
+        "grey" if _is(maker, VideoAlignMQ) and given["grayscale"] else "colour",
     )
+    return needs, shared
 
 
-def weights_from(memory: str, held: str) -> int:
+def _is(maker: object, kind: type) -> bool:
+    return isinstance(maker, type) and issubclass(maker, kind)
+
+
+def _memory_of(maker: object) -> str | None:
+    """What a reward says of its memory; None if it inherits that a reward takes none."""
+    if _is(maker, Reward) and not any(
+        "memory" in vars(kind) for kind in cast(type, maker).__mro__ if kind is not Reward
+    ):
+        return Reward.memory if cast(type, maker).__module__.startswith(OWN) else None
+    found: str | None = getattr(maker, "memory", None)
+    return found
+
+
+def weights_from(memory: str, held: str) -> int | None:
     """Read bytes of weights off what a reward says of its memory.
 
     Args:
         memory: Such as "14.4 GiB bf16, 28.9 fp32, 8.3 at 8 bit, 5.7 at 4 bit".
         held: "bfloat16", "float32", "8bit" or "4bit".
+
+    Returns:
+        None if it does not say.
 
     Example:
         >>> weights_from("1.5 GiB fp32, 0.75 bf16", "bfloat16") / 2**30
@@ -117,7 +160,7 @@ def weights_from(memory: str, held: str) -> int:
     """
     label = {"bfloat16": "bf16", "float32": "fp32", "8bit": "at 8 bit", "4bit": "at 4 bit"}
     found = re.search(rf"([\d.]+)(?: GiB)? {label.get(held, 'bf16')}", memory)
-    return int(float(found[1]) * GIB) if found else 0
+    return int(float(found[1]) * GIB) if found else None
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from astrolabe.registry import build, names
+from astrolabe.registry import build, looks_like_path, names
 from astrolabe_rollout import world
 from astrolabe_rollout.errors import PromptFileError
 from astrolabe_rollout.prompt_files import Row, read_rows
@@ -36,8 +36,7 @@ def prompt_rows(source: str, where: str) -> list[Row] | None:
     Raises:
         PromptFileError: As in `prompt_list`.
     """
-    is_path = any(mark in source for mark in "/\\.") or Path(source).exists()
-    if source in names("suites") or not is_path:
+    if source in names("suites") or not looks_like_path(source):
         return None
     try:
         return read_rows(source)

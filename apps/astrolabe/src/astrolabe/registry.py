@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from astrolabe.errors import ConfigError
@@ -27,6 +28,35 @@ def names(kind: Kind) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def locate(kind: Kind, name: str, where: str) -> str:
+    """Return the ``module:attribute`` of a part; nothing is imported.
+
+    Args:
+        kind: Its group.
+        name: Its name there, or ``module:attribute``.
+        where: The setting that names it, for the message.
+
+    Raises:
+        LookupError: If there is none of this name.
+    """
+    if ":" in name:
+        return name
+    known = names(kind)
+    if name not in known:
+        close = get_close_matches(name, known, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise LookupError(
+            f"{where}: there is no {name!r} among the astrolabe.{kind}.{hint} "
+            f"Known: {', '.join(known) or 'none'}; or write module:attribute."
+        )
+    return known[name]
+
+
+def looks_like_path(source: str) -> bool:
+    """Whether a list of prompts is meant as a file, rather than as a packaged one."""
+    return any(mark in source for mark in "/\\.") or Path(source).exists()
+
+
 def find(kind: Kind, name: str, where: str) -> Maker:
     """Import a part.
 
@@ -38,17 +68,49 @@ def find(kind: Kind, name: str, where: str) -> Maker:
     Raises:
         LookupError: If there is none of this name, or it cannot be imported.
     """
-    if ":" in name:
-        return _import(EntryPoint(name, name, f"astrolabe.{kind}"), where)
-    known = names(kind)
-    if name not in known:
-        close = get_close_matches(name, known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise LookupError(
-            f"{where}: there is no {name!r} among the astrolabe.{kind}.{hint} "
-            f"Known: {', '.join(known) or 'none'}; or write module:attribute."
+    return _import(EntryPoint(name, locate(kind, name, where), f"astrolabe.{kind}"), where)
+
+
+def check(
+    kind: Kind,
+    name: str,
+    options: Mapping[str, Any],  # Any: the constructor says what it takes
+    *,
+    provided: int = 0,
+    where: str,
+) -> Maker:
+    """Import a part and compare its options with its signature; nothing is made.
+
+    Args:
+        kind: Its group.
+        name: Its name there, or ``module:attribute``.
+        options: Keyword arguments from the settings.
+        provided: Positional arguments that the app provides and settings cannot.
+        where: The table of settings that describes it, such as ``rewards.hpsv3``.
+
+    Raises:
+        LookupError: If there is no such part.
+        ConfigError: If an option is unknown or missing.
+    """
+    make = find(kind, name, where)
+    known = options_of(make)
+    allowed = list(known)[provided:]
+    for option in options:
+        if option not in allowed and not _takes_anything(make):
+            close = get_close_matches(option, allowed, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(
+                f"{where}.options: {name!r} has no option {option!r}.{hint} "
+                f"It takes: {', '.join(allowed) or 'none'}."
+            )
+    required = [option for option in allowed if known[option].default is inspect.Parameter.empty]
+    missing = [option for option in required if option not in options]
+    if missing:
+        raise ConfigError(
+            f"{where}.options: {name!r} needs the option {missing[0]!r}. "
+            f"Give it with --set {where}.options.{missing[0]}=VALUE."
         )
-    return _import(EntryPoint(name, known[name], f"astrolabe.{kind}"), where)
+    return make
 
 
 def build(
@@ -71,24 +133,7 @@ def build(
         LookupError: If there is no such part.
         ConfigError: If an option is unknown, missing, or refused by the part.
     """
-    make = find(kind, name, where)
-    provided, known = len(fixed), options_of(make)
-    allowed = list(known)[provided:]
-    for option in options:
-        if option not in allowed and not _takes_anything(make):
-            close = get_close_matches(option, allowed, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(
-                f"{where}.options: {name!r} has no option {option!r}.{hint} "
-                f"It takes: {', '.join(allowed) or 'none'}."
-            )
-    required = [option for option in allowed if known[option].default is inspect.Parameter.empty]
-    missing = [option for option in required if option not in options]
-    if missing:
-        raise ConfigError(
-            f"{where}.options: {name!r} needs the option {missing[0]!r}. "
-            f"Give it with --set {where}.options.{missing[0]}=VALUE."
-        )
+    make = check(kind, name, options, provided=len(fixed), where=where)
     try:
         return make(*fixed, **options)
     except (TypeError, ValueError) as error:

@@ -2,6 +2,8 @@
 
 config.json                 every setting
 metrics.jsonl               one line per step
+trackers.json               the runs of W&B and MLflow that it is, to go on with
+logs/                       of processes, and of trackers that write files
 samples/step-000010/*.mp4   videos of that step: best and worst of some groups
 samples/step-000010/index.json   their prompts, rewards and ranks
 skipped/step-000010-0.safetensors   a batch whose loss or gradient was not finite

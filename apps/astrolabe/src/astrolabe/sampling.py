@@ -8,7 +8,6 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from astrolabe.checkpoint_files import LORA
-from astrolabe.config import Run
 from astrolabe.run_folder import RunFolder
 from astrolabe_rollout.chunks import ChunkStream
 from astrolabe_rollout.errors import CheckpointError
@@ -127,12 +126,3 @@ def load_trained(model: VideoModel, folder: RunFolder) -> Path:
         )
     load_lora(model.transformer.network, checkpoint / LORA)
     return checkpoint
-
-
-def evaluation_frames(run: Run, model: VideoModel) -> int:
-    """Latent frames of the videos that a run is judged by."""
-    geometry, seconds = model.geometry, run.evaluation.seconds
-    if seconds:
-        frames = seconds * model.fps / geometry.temporal
-        return geometry.chunk * max(round(frames / geometry.chunk), 1)
-    return run.evaluation.num_frames or run.rollout.num_frames

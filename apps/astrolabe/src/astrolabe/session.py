@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from astrolabe import checkpoint, crash
+from astrolabe import checkpoint, crash, preflight
+from astrolabe.checks import check_prompts, check_settings, check_terms
 from astrolabe.clock import Clock
 from astrolabe.compose import Parts, compose
 from astrolabe.config import Run
 from astrolabe.evaluate import evaluate
 from astrolabe.explain import explain
 from astrolabe.guard import StepGuard
-from astrolabe.launch_errors import check_world
 from astrolabe.rank_log import RankLog, log_to
 from astrolabe.recipe_changes import check_changes
 from astrolabe.rollout_rank import sample_only
@@ -136,7 +136,6 @@ def joined(run: Run) -> Iterator[World]:
     """Join the other processes of a run, and leave them if all went well."""
     # Later than the watchdog, which shows where the others stand; a collective would just fail.
     world = World.start(run.distributed.timeout + 60)
-    check_world(run, world.size)
     yield world
     # Not after an error: the others may be waiting for this process, until torchrun ends them.
     world.end()
@@ -144,6 +143,12 @@ def joined(run: Run) -> Iterator[World]:
 
 def _compose(run: Run, world: World, folder: RunFolder) -> Parts:
     """Build the parts, and see that all processes have the same and the disk has room."""
+    if world.local_rank == 0:
+        preflight.check(run)
+    check_settings(run, world.size)
+    check_prompts(run)
+    if run.evaluation.at_end:
+        check_terms(run, judges_only=True)  # what the report needs is refused now, not at its end
     parts = compose(run, world)
     check_same(world, run, parts)
     if parts.handover is not None and parts.handover.learns:
@@ -198,7 +203,7 @@ def _train(
     with ExitStack() as stack, suppress(KeyboardInterrupt):
         stack.enter_context(view)
         interrupted = stack.enter_context(interruptible(aloud=world.main))
-        tracker = stack.enter_context(Tracker(folder, run.logging.backends)) if world.main else None
+        tracker = stack.enter_context(_tracker(folder, run, view)) if world.main else None
         stack.enter_context(watchdog)
         for step in train(run, parts, clock, first):
             if tracker is not None:
@@ -231,6 +236,10 @@ def _train(
         f"Go on with: astrolabe train --resume {folder.path}"
     )
     return False
+
+
+def _tracker(folder: RunFolder, run: Run, view: View) -> Tracker:
+    return Tracker(folder, run.logging.backends, run.logging.tracker_options, view.say)
 
 
 def _sample(

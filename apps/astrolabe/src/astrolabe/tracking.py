@@ -1,17 +1,24 @@
-"""What is kept of every step: metrics.jsonl always, TorchRL loggers on request."""
+"""What is kept of every step: metrics.jsonl always, trackers on request.
+
+A tracker never ends a run: one that fails is told of, and left alone if it goes on failing.
+"""
 
 import json
 import logging
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Self
-
-from torchrl.record.loggers import Logger, get_logger
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from astrolabe.errors import ConfigError
 from astrolabe.run_folder import RunFolder
+from astrolabe.trackers import close_tracker, open_tracker
+
+if TYPE_CHECKING:
+    from torchrl.record.loggers import Logger
+
+#: Failures in a row after which a tracker is left alone.
+PATIENCE: Final = 3
 
 log = logging.getLogger(__name__)
 
@@ -23,14 +30,31 @@ class Tracker:
 
     Args:
         folder: Of the run.
-        backends: Names of TorchRL loggers that get the same numbers.
+        backends: Names of trackers that get the same numbers.
+        options: Arguments of each tracker.
+        say: Tells that a tracker fails.
 
     Raises:
-        ConfigError: If a backend's package is not installed.
+        ConfigError: If an option of a tracker is unknown.
     """
 
-    def __init__(self, folder: RunFolder, backends: Sequence[str] = ()) -> None:
-        self._loggers = [_logger(name, folder.path) for name in backends]
+    def __init__(
+        self,
+        folder: RunFolder,
+        backends: Sequence[str] = (),
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        say: Callable[[str], None] = log.warning,
+    ) -> None:
+        self._say = say
+        self._failed: dict[str, int] = {}
+        self._loggers: dict[str, Logger] = {}
+        for name in backends:
+            try:
+                self._loggers[name] = open_tracker(name, (options or {}).get(name, {}), folder.path)
+            except ConfigError:
+                raise
+            except Exception as error:  # every tracker has errors of its own
+                say(f"The tracker {name} cannot be opened and gets nothing: {_reason(error)}.")
         # Without a buffer, whose content could not be told from what is on the disk.
         self._file = folder.metrics.open("ab", buffering=0)
         self._waiting = b""
@@ -45,6 +69,11 @@ class Tracker:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
+        for name, logger in self._loggers.items():
+            try:
+                close_tracker(name, logger)
+            except Exception as error_of_tracker:  # every tracker has errors of its own
+                self._say(f"The tracker {name} was not closed: {_reason(error_of_tracker)}.")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Keep the metrics of a finished step, numbered from 1."""
@@ -56,9 +85,21 @@ class Tracker:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
         except OSError as error:
             log.warning("metrics.jsonl cannot be written (%s); its lines wait", error.strerror)
-        for logger in self._loggers:
-            for name, value in metrics.items():
-                logger.log_scalar(name, value, step=step)
+        for name, logger in list(self._loggers.items()):
+            try:
+                logger.log_metrics(metrics, step=step)
+                self._failed[name] = 0
+            except Exception as error:  # every tracker has errors of its own
+                self._forgive(name, error)
+
+    def _forgive(self, name: str, error: Exception) -> None:
+        """Say once that a tracker fails; leave it alone once it has failed too often."""
+        failed = self._failed[name] = self._failed.get(name, 0) + 1
+        if failed == 1:
+            self._say(f"The tracker {name} failed; the run goes on: {_reason(error)}.")
+        if failed >= PATIENCE:
+            del self._loggers[name]
+            self._say(f"The tracker {name} failed {failed} times in a row and gets no more.")
 
 
 def read_curves(folder: RunFolder) -> dict[str, tuple[list[int], list[float]]]:
@@ -77,11 +118,5 @@ def read_curves(folder: RunFolder) -> dict[str, tuple[list[int], list[float]]]:
     return curves
 
 
-def _logger(name: str, path: Path) -> Logger:
-    try:
-        return get_logger(name, logger_name=str(path / "logs"), experiment_name=path.name)
-    except ImportError as error:
-        raise ConfigError(
-            f"logging.backends: {name!r} needs a package that is not installed ({error}). "
-            f"Install it, or remove {name!r}."
-        ) from error
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0].rstrip(".") or type(error).__name__

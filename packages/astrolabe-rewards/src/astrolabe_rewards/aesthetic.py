@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from astrolabe_rewards.clip_model import picture_vectors, transformer
 from astrolabe_rewards.image_text import FrameReward
 from astrolabe_rewards.model_folder import CONFIG, PICTURES, ModelFolder
+from astrolabe_rewards.needs import AESTHETIC, AESTHETIC_BASE
 from astrolabe_rewards.network import Network, without_tables
 from astrolabe_rewards.placement import DType, Placement, shared
-from astrolabe_rewards.weights import TensorFiles, Wanted
+from astrolabe_rewards.weights import TensorFiles
 
-_FILE = "sac+logos+ava1-l14-linearMSE.pth"
-_WEIGHTS = f"camenduru/improved-aesthetic-predictor/{_FILE}"
-_BASE = "openai/clip-vit-large-patch14"
 _TEXT_TOWER = ("text_model.", "text_projection.", "logit_scale")
 
 
@@ -57,14 +55,14 @@ class LaionAesthetic(FrameReward):
     measures: ClassVar[str] = "how much people like the look of the frames, whatever they show"
     unit: ClassVar[str] = "rating, unbounded; about 1 to 10, most pictures 4 to 7"
     licence: ClassVar[str] = "Apache-2.0 (predictor), MIT (CLIP ViT-L/14)"
-    weights_from: ClassVar[str] = f"`{_WEIGHTS}`, `{_BASE}`"
+    weights_from: ClassVar[str] = f"`{AESTHETIC.source}`, `{AESTHETIC_BASE.source}`"
     memory: ClassVar[str] = "1.1 GiB fp32, 0.6 bf16"
 
     def __init__(
         self,
         *,
-        weights: str = _WEIGHTS,
-        base: str = _BASE,
+        weights: str = AESTHETIC.source,
+        base: str = AESTHETIC_BASE.source,
         fps: float | None = 2.0,
         micro_batch: int = 32,
         dtype: DType = "float32",
@@ -72,10 +70,8 @@ class LaionAesthetic(FrameReward):
     ) -> None:
         placement = Placement(dtype, device)
         super().__init__(placement, fps, micro_batch)
-        folder = ModelFolder(base, _BASE, self.name, "base")
-        wanted = Wanted(weights, _WEIGHTS, f"weights of {self.name}", "weights", (_FILE,))
-        file = wanted.locate()
-        file = wanted.inside(file, _FILE) if file.is_dir() else file
+        folder = ModelFolder(AESTHETIC_BASE, base, self.name)
+        file = AESTHETIC.wanted(self.name, weights).locate_file()
         config = folder.config("clip")
         self._pictures = folder.pictures(config.vision_config.image_size)
 

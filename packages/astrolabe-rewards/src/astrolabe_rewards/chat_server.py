@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from torch import Tensor
 
 from astrolabe_rewards.frames import channels_last
+from astrolabe_rewards.needs import installs
 
 if TYPE_CHECKING:
     import httpx
@@ -101,8 +102,7 @@ class ChatServer:
         for package, name in (("httpx", "httpx"), ("PIL", "Pillow")):
             if find_spec(package) is None:
                 raise ModuleNotFoundError(
-                    f"a judge behind a server needs {name}. Install it: "
-                    "pip install 'astrolabe-rewards[judge]'.",
+                    f"a judge behind a server needs {name}. Install it: {installs('judge')}.",
                     name=package,
                 )
         _check_url(self.url)

@@ -13,9 +13,8 @@ from torch import Tensor
 from astrolabe_rewards.clip_model import dual_encoder, picture_vectors, text_vectors
 from astrolabe_rewards.image_text import FrameReward
 from astrolabe_rewards.model_folder import ModelFolder
+from astrolabe_rewards.needs import CLIP
 from astrolabe_rewards.placement import DType, Placement
-
-_WEIGHTS = "openai/clip-vit-base-patch32"
 
 
 class CLIPScore(FrameReward):
@@ -54,14 +53,14 @@ class CLIPScore(FrameReward):
         "SigLIP"
     )
     licence: ClassVar[str] = "MIT (CLIP), Apache-2.0 (SigLIP)"
-    weights_from: ClassVar[str] = f"`{_WEIGHTS}`"
+    weights_from: ClassVar[str] = f"`{CLIP.source}`"
     memory: ClassVar[str] = "0.6 GiB fp32, 0.3 bf16"
     needs_text: ClassVar[bool] = True
 
     def __init__(
         self,
         *,
-        weights: str = _WEIGHTS,
+        weights: str = CLIP.source,
         fps: float | None = 2.0,
         micro_batch: int = 32,
         dtype: DType = "float32",
@@ -69,7 +68,7 @@ class CLIPScore(FrameReward):
     ) -> None:
         placement = Placement(dtype, device)
         super().__init__(placement, fps, micro_batch)
-        folder = ModelFolder(weights, _WEIGHTS, self.name, "weights")
+        folder = ModelFolder(CLIP, weights, self.name)
         model = dual_encoder(self.name, folder, folder, placement, "clip", "siglip")
         self._network, self._tokens, self._files = model.network, model.tokens, model.files
         self._pictures = model.pictures

@@ -10,13 +10,13 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
+from astrolabe_rewards.needs import installs
 from astrolabe_rewards.scorer import Description
 from astrolabe_rewards.wire import SCHEMA, Answer, Request, UnavailableError, WireError
 
 if TYPE_CHECKING:
     import httpx
 
-INSTALL: Final = "pip install 'astrolabe-rewards[serve]'"
 #: Bytes that are handed to the network at once.
 PIECE: Final = 2**20
 #: Seconds of the first pause after a failure; each further one is twice as long, up to the last.
@@ -46,7 +46,7 @@ class Connection:
 
     def __init__(self, url: str, token: str, *, timeout: float, retries: int) -> None:
         if find_spec("httpx") is None:
-            raise ModuleNotFoundError(f"a remote reward needs httpx: {INSTALL}")
+            raise ModuleNotFoundError(f"a remote reward needs httpx: {installs('serve')}")
         import httpx
 
         try:

@@ -13,16 +13,14 @@ from torch.nn import functional
 
 from astrolabe_rewards.hpsv3 import best_mean
 from astrolabe_rewards.image_text import FrameReward
+from astrolabe_rewards.needs import HPSV2, installs
 from astrolabe_rewards.network import Network
 from astrolabe_rewards.pictures import normalised
 from astrolabe_rewards.placement import DType, Placement, shared
 from astrolabe_rewards.qwen_weights import require
-from astrolabe_rewards.weights import TensorFiles, Wanted
+from astrolabe_rewards.weights import TensorFiles
 
 #: Extra of this package with what HPSv2 needs.
-INSTALL = "pip install 'astrolabe-rewards[openclip]'"
-_FILE = "HPS_v2.1_compressed.pt"
-_WEIGHTS = f"xswu/HPSv2/{_FILE}"
 
 
 class HPSv2(FrameReward):
@@ -53,7 +51,7 @@ class HPSv2(FrameReward):
     measures: ClassVar[str] = "human preference for the best 30 % of frames, given the prompt"
     unit: ClassVar[str] = "cos, -1 to 1; pictures have about 0.2 to 0.35"
     licence: ClassVar[str] = "Apache-2.0 (HPSv2), MIT (CLIP ViT-H/14)"
-    weights_from: ClassVar[str] = f"`{_WEIGHTS}`"
+    weights_from: ClassVar[str] = f"`{HPSV2.source}`"
     memory: ClassVar[str] = "3.7 GiB fp32, 1.8 bf16"
     needs_text: ClassVar[bool] = True
     #: open_clip's name of the network, for subclasses that hold another.
@@ -62,22 +60,20 @@ class HPSv2(FrameReward):
     def __init__(
         self,
         *,
-        weights: str = _WEIGHTS,
+        weights: str = HPSV2.source,
         top: float = 0.3,
         fps: float | None = None,
         micro_batch: int = 32,
         dtype: DType = "float32",
         device: str | None = None,
     ) -> None:
-        require("open_clip", self.name, INSTALL)
+        require("open_clip", self.name, installs("openclip"))
         placement = Placement(dtype, device)
         super().__init__(placement, fps, micro_batch)
         if not 0 < top <= 1:
             raise ValueError(f"top is {top!r}, not in (0, 1]. Take 1.0 for the mean of all frames.")
         self.top = top
-        wanted = Wanted(weights, _WEIGHTS, f"weights of {self.name}", "weights", (_FILE,))
-        file = wanted.locate()
-        file = wanted.inside(file, _FILE) if file.is_dir() else file
+        file = HPSV2.wanted(self.name, weights).locate_file()
         import open_clip
 
         config: dict[str, Any] = open_clip.get_model_config(self.architecture)

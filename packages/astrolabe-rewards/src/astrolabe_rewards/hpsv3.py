@@ -11,6 +11,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from astrolabe_rewards.frames import TOKEN_SIDE, fitted_size, resized_by_pillow
+from astrolabe_rewards.needs import HPSV3, HPSV3_BASE
 from astrolabe_rewards.placement import DType, shared
 from astrolabe_rewards.qwen_prompt import PromptEncoder, load_template
 from astrolabe_rewards.qwen_vl import (
@@ -22,12 +23,10 @@ from astrolabe_rewards.qwen_vl import (
     locate_base,
 )
 from astrolabe_rewards.qwen_weights import Checkpoint
-from astrolabe_rewards.weights import TensorFiles, Wanted
+from astrolabe_rewards.weights import TensorFiles
 
 #: Pixels of a picture after scaling: training set the least and the most to this same number.
 PIXELS_PER_FRAME = 256 * TOKEN_SIDE * TOKEN_SIDE
-_FILE = "HPSv3.safetensors"
-_WEIGHTS, _BASE = f"MizzenAI/HPSv3/{_FILE}", "Qwen/Qwen2-VL-7B-Instruct"
 
 
 def preference_head(width: int) -> nn.Sequential:
@@ -82,14 +81,14 @@ class HPSv3(QwenReward):
     measures: ClassVar[str] = "human preference for the best 30 % of frames, given the prompt"
     unit: ClassVar[str] = "HPSv3's mu, unbounded; good pictures reach about 10"
     licence: ClassVar[str] = "MIT (HPSv3), Apache-2.0 (Qwen2-VL-7B)"
-    weights_from: ClassVar[str] = f"`{_WEIGHTS}`, `{_BASE}`"
+    weights_from: ClassVar[str] = f"`{HPSV3.source}`, `{HPSV3_BASE.source}`"
     memory: ClassVar[str] = "14.4 GiB bf16, 28.9 fp32, 8.3 at 8 bit, 5.7 at 4 bit"
 
     def __init__(
         self,
         *,
-        weights: str = _WEIGHTS,
-        base: str = _BASE,
+        weights: str = HPSV3.source,
+        base: str = HPSV3_BASE.source,
         top: float = 0.3,
         frame_stride: int = 1,
         max_tokens: int = 16384,
@@ -108,10 +107,8 @@ class HPSv3(QwenReward):
             )
         self.top = top
         self.frame_stride = int(frame_stride)
-        wanted = Wanted(weights, _WEIGHTS, f"weights of {self.name}", "weights", (_FILE,))
-        file = wanted.locate()
-        file = wanted.inside(file, _FILE) if file.is_dir() else file
-        config, tokenizer = locate_base(base, _BASE, self.name)
+        file = HPSV3.wanted(self.name, weights).locate_file()
+        config, tokenizer = locate_base(HPSV3_BASE, base, self.name)
 
         def build() -> RewardVLM:
             checkpoint = Checkpoint(TensorFiles([file]), config, preference_head)

@@ -15,13 +15,12 @@ from astrolabe_rewards.aesthetic import rating_head
 from astrolabe_rewards.clip_model import transformer
 from astrolabe_rewards.image_text import FrameReward
 from astrolabe_rewards.model_folder import ModelFolder
+from astrolabe_rewards.needs import IMAGE_REWARD, IMAGE_REWARD_BASE
 from astrolabe_rewards.network import Network, without_tables
 from astrolabe_rewards.pictures import Pictures
 from astrolabe_rewards.placement import DType, Placement, shared
-from astrolabe_rewards.weights import TensorFiles, Wanted
+from astrolabe_rewards.weights import TensorFiles
 
-_FILE = "ImageReward.pt"
-_WEIGHTS, _BASE = f"THUDM/ImageReward/{_FILE}", "google-bert/bert-base-uncased"
 #: Tokens of a prompt that are read, first and last included.
 _LENGTH = 35
 #: Mean and deviation of the head's output over the validation set.
@@ -69,7 +68,7 @@ class ImageReward(FrameReward):
     )
     unit: ClassVar[str] = "deviations above ImageReward's mean, unbounded; about -2 to 2"
     licence: ClassVar[str] = "Apache-2.0 (ImageReward, BERT), BSD-3-Clause (BLIP)"
-    weights_from: ClassVar[str] = f"`{_WEIGHTS}`, `{_BASE}`"
+    weights_from: ClassVar[str] = f"`{IMAGE_REWARD.source}`, `{IMAGE_REWARD_BASE.source}`"
     memory: ClassVar[str] = "1.7 GiB fp32, 0.8 bf16"
     needs_text: ClassVar[bool] = True
     #: transformers' settings of the two towers, for subclasses that hold others.
@@ -94,8 +93,8 @@ class ImageReward(FrameReward):
     def __init__(
         self,
         *,
-        weights: str = _WEIGHTS,
-        base: str = _BASE,
+        weights: str = IMAGE_REWARD.source,
+        base: str = IMAGE_REWARD_BASE.source,
         fps: float | None = 2.0,
         micro_batch: int = 32,
         dtype: DType = "float32",
@@ -103,10 +102,8 @@ class ImageReward(FrameReward):
     ) -> None:
         placement = Placement(dtype, device)
         super().__init__(placement, fps, micro_batch)
-        folder = ModelFolder(base, _BASE, self.name, "base", weights=False)
-        wanted = Wanted(weights, _WEIGHTS, f"weights of {self.name}", "weights", (_FILE,))
-        file = wanted.locate()
-        file = wanted.inside(file, _FILE) if file.is_dir() else file
+        folder = ModelFolder(IMAGE_REWARD_BASE, base, self.name)
+        file = IMAGE_REWARD.wanted(self.name, weights).locate_file()
 
         def build() -> Network:
             made = skeleton(self.vision, self.text)

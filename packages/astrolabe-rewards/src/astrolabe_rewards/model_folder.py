@@ -4,34 +4,26 @@ import json
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from astrolabe_rewards.errors import WeightsError
+from astrolabe_rewards.needs import MODEL_SETTINGS, MODEL_WEIGHTS, VOCABULARIES, Published, installs
 from astrolabe_rewards.pictures import Pictures
 from astrolabe_rewards.qwen_weights import require
-from astrolabe_rewards.weights import Wanted
 
-#: Extra of this package with what these models need.
-INSTALL: Final = "pip install 'astrolabe-rewards[clip]'"
 CONFIG, PICTURES = "config.json", "preprocessor_config.json"
-
-_SETTINGS: Final = ("*.json", "*.txt", "*.model")
-_WEIGHTS: Final = ("model*.safetensors", "pytorch_model*.bin")
-_VOCABULARIES: Final = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")
 
 
 class ModelFolder:
     """A model of transformers on this machine, downloaded if need be.
 
     Args:
+        published: What it is; whether its weights are wanted, or only the files that describe it.
         source: Its folder, a file of weights in it, or its hub repository.
-        published: The hub repository, for messages.
         asker: The reward, for messages.
-        option: The option that names it.
-        weights: Whether its weights are wanted, or only the files that describe it.
 
     Attributes:
         weights: The files of tensors, one or several.
@@ -41,25 +33,23 @@ class ModelFolder:
         WeightsError: If it is absent.
     """
 
-    def __init__(
-        self, source: str, published: str, asker: str, option: str, *, weights: bool = True
-    ) -> None:
+    def __init__(self, published: Published, source: str, asker: str) -> None:
         for package, name in (("transformers", "transformers"), ("PIL", "Pillow")):
-            require(package, asker, f"{INSTALL} ({name} is among what it brings)")
-        what = "weights" if weights else "config and tokenizer"
+            require(package, asker, f"{installs('clip')} ({name} is among them)")
+        weights = MODEL_WEIGHTS[0] in published.files
         self._asker = asker
-        self._wanted = Wanted(
-            source, published, f"{what} of {asker}", option, _SETTINGS + _WEIGHTS * weights
-        )
+        self._wanted = published.wanted(asker, source)
         self.weights: list[Path] = []
         if weights:
             # Many repositories hold both formats: the older is fetched only if it is the only one.
             with suppress(WeightsError):
-                self._settle(replace(self._wanted, files=(*_SETTINGS, _WEIGHTS[0])).locate())
+                self._settle(
+                    replace(self._wanted, files=(*MODEL_SETTINGS, MODEL_WEIGHTS[0])).locate()
+                )
         if not self.weights:
             self._settle(self._wanted.locate())
         if weights and not self.weights:
-            raise self._wanted.absent(f"{str(self._folder)!r} has no {' or '.join(_WEIGHTS)}.")
+            raise self._wanted.absent(f"{str(self._folder)!r} has no {' or '.join(MODEL_WEIGHTS)}.")
 
     def file(self, name: str) -> Path:
         """Return a file of the folder.
@@ -127,7 +117,7 @@ class ModelFolder:
 
     def vocabulary(self) -> list[Path]:
         """Return the files of the tokenizer that are there."""
-        return [path for name in _VOCABULARIES if (path := self._folder / name).is_file()]
+        return [path for name in VOCABULARIES if (path := self._folder / name).is_file()]
 
     def _settle(self, place: Path) -> None:
         """Take a place, and the weights that are there."""

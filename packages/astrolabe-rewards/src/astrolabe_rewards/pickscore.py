@@ -11,9 +11,8 @@ from torch import Tensor
 from astrolabe_rewards.clip_model import dual_encoder, picture_vectors, text_vectors
 from astrolabe_rewards.image_text import FrameReward
 from astrolabe_rewards.model_folder import ModelFolder
+from astrolabe_rewards.needs import PICKSCORE, PICKSCORE_BASE
 from astrolabe_rewards.placement import DType, Placement
-
-_WEIGHTS, _BASE = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
 class PickScore(FrameReward):
@@ -43,15 +42,15 @@ class PickScore(FrameReward):
     measures: ClassVar[str] = "human preference for the frames, given the prompt"
     unit: ClassVar[str] = "scale times cos, within -100 to 100; pictures have about 18 to 24"
     licence: ClassVar[str] = "MIT (PickScore, CLIP ViT-H/14)"
-    weights_from: ClassVar[str] = f"`{_WEIGHTS}`, `{_BASE}`"
+    weights_from: ClassVar[str] = f"`{PICKSCORE.source}`, `{PICKSCORE_BASE.source}`"
     memory: ClassVar[str] = "3.7 GiB fp32, 1.8 bf16"
     needs_text: ClassVar[bool] = True
 
     def __init__(
         self,
         *,
-        weights: str = _WEIGHTS,
-        base: str = _BASE,
+        weights: str = PICKSCORE.source,
+        base: str = PICKSCORE_BASE.source,
         fps: float | None = 2.0,
         micro_batch: int = 32,
         dtype: DType = "float32",
@@ -59,8 +58,8 @@ class PickScore(FrameReward):
     ) -> None:
         placement = Placement(dtype, device)
         super().__init__(placement, fps, micro_batch)
-        folder = ModelFolder(weights, _WEIGHTS, self.name, "weights")
-        settings = ModelFolder(base, _BASE, self.name, "base", weights=False)
+        folder = ModelFolder(PICKSCORE, weights, self.name)
+        settings = ModelFolder(PICKSCORE_BASE, base, self.name)
         model = dual_encoder(self.name, folder, settings, placement, "clip")
         self._network, self._tokens, self._files = model.network, model.tokens, model.files
         self._pictures = model.pictures

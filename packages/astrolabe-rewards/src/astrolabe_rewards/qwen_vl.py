@@ -18,23 +18,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Final, Literal, Self, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from astrolabe_rewards.errors import WeightsError
 from astrolabe_rewards.frames import qwen_patches
+from astrolabe_rewards.needs import Published, installs
 from astrolabe_rewards.placement import Placement
 from astrolabe_rewards.qwen_prompt import PromptEncoder
 from astrolabe_rewards.qwen_weights import Checkpoint, require
 from astrolabe_rewards.reward import Reward
-from astrolabe_rewards.weights import Wanted, digest
+from astrolabe_rewards.weights import digest
 
 Quantization = Literal["8bit", "4bit"]
-
-#: Extra of this package with what a Qwen2-VL needs.
-INSTALL: Final = "pip install 'astrolabe-rewards[qwen]'"
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +55,7 @@ class QwenPlacement(Placement):
 
     def __post_init__(self) -> None:
         for package, name in (("transformers", "transformers"), ("PIL", "Pillow")):
-            require(package, self.asker, f"{INSTALL} ({name} is among what it brings)")
+            require(package, self.asker, f"{installs('qwen')} ({name} is among them)")
         super().__post_init__()
         if self.quantization is not None:
             if self.quantization not in get_args(Quantization):
@@ -233,17 +231,16 @@ class QwenReward(Reward):
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def locate_base(base: str, published: str, asker: str) -> tuple[Path, Path]:
+def locate_base(published: Published, base: str, asker: str) -> tuple[Path, Path]:
     """Return ``config.json`` and ``tokenizer.json`` of a base model.
 
     Raises:
         WeightsError: If one of the two is missing.
     """
-    files = ("config.json", "tokenizer.json")
-    what = f"config and tokenizer of {asker}'s base model"
-    wanted = Wanted(base, published, what, "base", files)
+    wanted = published.wanted(asker, base)
     folder = wanted.locate()
-    return wanted.inside(folder, files[0]), wanted.inside(folder, files[1])
+    config, tokenizer = published.files
+    return wanted.inside(folder, config), wanted.inside(folder, tokenizer)
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:

@@ -11,13 +11,16 @@ import hashlib
 import math
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from astrolabe_rewards.errors import WeightsError
+from astrolabe_rewards.needs import RAFT_FILES as FILES
+from astrolabe_rewards.needs import RAFT_URL as _URL
+from astrolabe_rewards.needs import installs, raft_file
 from astrolabe_rewards.network import Network
 from astrolabe_rewards.placement import Placement, shared
 from astrolabe_rewards.reward import Reward
@@ -25,12 +28,6 @@ from astrolabe_rewards.weights import TensorFiles, digest
 
 Size = Literal["large", "small"]
 
-#: torchvision's files, by the size of the network.
-FILES: Final = {
-    "large": "raft_large_C_T_SKHT_V2-ff5fadd5.pth",
-    "small": "raft_small_C_T_V2-01064c6d.pth",
-}
-_URL: Final = "https://download.pytorch.org/models"
 _RATE = 8.0  # pairs of frames per second, about
 _FASTEST = 0.05  # share of a frame's pixels
 _THRESHOLD = 6 / 256  # of the shorter side: what VBench calls motion
@@ -135,8 +132,7 @@ class RaftDynamics(Reward):
             raise ValueError(f"micro_batch is {micro_batch!r}. Give the pairs of a forward, as 4.")
         if find_spec("torchvision") is None:
             raise ModuleNotFoundError(
-                f"{self.name} needs torchvision. Install it: "
-                "pip install 'astrolabe-rewards[flow]'.",
+                f"{self.name} needs torchvision. Install it: {installs('flow')}.",
                 name="torchvision",
             )
         self.size = size
@@ -191,11 +187,7 @@ def _skeleton(size: Size) -> nn.Module:
 
 def _located(weights: str | None, size: Size) -> Path:
     """The file of the weights, which is there."""
-    published = FILES[size]
-    cache = Path(torch.hub.get_dir(), "checkpoints")
-    file = cache / published if weights is None else Path(weights).expanduser()
-    if file.is_dir():
-        file /= published
+    published, file = FILES[size], raft_file(weights, size, torch.hub.get_dir())
     if not file.is_file():
         raise WeightsError(
             f"the weights of {RaftDynamics.name} ({published}) are not on this machine: there is "

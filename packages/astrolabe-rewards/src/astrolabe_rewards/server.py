@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, Self
 
+from astrolabe_rewards.needs import installs
 from astrolabe_rewards.scorer import Scorer
 from astrolabe_rewards.scoring_service import Limits, ScoringService, as_json
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-INSTALL: Final = "pip install 'astrolabe-rewards[serve]'"
 #: Seconds an idle connection stays open; longer than clients keep theirs, or they meet it closing.
 KEEP_ALIVE: Final = 60
 _DEFAULTS: Final = Limits()
@@ -53,7 +53,7 @@ def make_app(
         ValueError: If there are no rewards, or the token is empty.
     """
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
-        raise ModuleNotFoundError(f"serving needs starlette and uvicorn: {INSTALL}")
+        raise ModuleNotFoundError(f"serving needs starlette and uvicorn: {installs('serve')}")
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     from starlette.routing import Route

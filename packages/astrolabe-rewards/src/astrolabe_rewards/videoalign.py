@@ -23,6 +23,7 @@ from astrolabe_rewards.frames import (
     grey,
     resized,
 )
+from astrolabe_rewards.needs import VIDEOREWARD, VIDEOREWARD_BASE
 from astrolabe_rewards.placement import DType, shared
 from astrolabe_rewards.qwen_prompt import PromptEncoder, load_template
 from astrolabe_rewards.qwen_vl import (
@@ -35,21 +36,16 @@ from astrolabe_rewards.qwen_vl import (
 )
 from astrolabe_rewards.qwen_weights import Checkpoint
 from astrolabe_rewards.videoalign_files import (
-    CONFIG,
     DIMENSIONS,
-    FILES,
     PREFIX,
     Settings,
     find_checkpoint,
     head_of,
 )
-from astrolabe_rewards.weights import TensorFiles, Wanted
+from astrolabe_rewards.weights import TensorFiles
 
 Sampling = Literal["reference", "native"]
 Scale = Literal["normalised", "raw"]
-
-_WEIGHTS: Final = "KlingTeam/VideoReward"
-_BASE: Final = "Qwen/Qwen2-VL-2B-Instruct"
 
 REFERENCE_FRAMES: Final = 10
 REFERENCE_SIZE: Final = (336, 588)
@@ -163,14 +159,14 @@ class VideoAlign(QwenReward):
 
     dimension: ClassVar[str]
     licence: ClassVar[str] = "MIT (VideoAlign), Apache-2.0 (Qwen2-VL-2B)"
-    weights_from: ClassVar[str] = f"`{_WEIGHTS}`, `{_BASE}`"
+    weights_from: ClassVar[str] = f"`{VIDEOREWARD.source}`, `{VIDEOREWARD_BASE.source}`"
     memory: ClassVar[str] = "4.1 GiB bf16, 8.2 fp32, 2.9 at 8 bit, 2.4 at 4 bit; one for all three"
 
     def __init__(
         self,
         *,
-        weights: str = _WEIGHTS,
-        base: str = _BASE,
+        weights: str = VIDEOREWARD.source,
+        base: str = VIDEOREWARD_BASE.source,
         scale: Scale = "normalised",
         sampling: Sampling = "reference",
         max_tokens: int = 16384,
@@ -189,10 +185,8 @@ class VideoAlign(QwenReward):
         self.scale = scale
         self.sampling: Sampling = sampling
         self.grayscale = False
-        what = f"weights of {self.name}"
-        wanted = Wanted(weights, _WEIGHTS, what, "weights", FILES, (CONFIG,))
-        files, config = find_checkpoint(wanted)
-        base_config, tokenizer = locate_base(base, _BASE, self.name)
+        files, config = find_checkpoint(VIDEOREWARD.wanted(self.name, weights))
+        base_config, tokenizer = locate_base(VIDEOREWARD_BASE, base, self.name)
 
         def build() -> VideoReward:
             settings, tensors = Settings.read(config), TensorFiles(files)
@@ -285,8 +279,8 @@ class VideoAlignMQ(VideoAlign):
     def __init__(
         self,
         *,
-        weights: str = _WEIGHTS,
-        base: str = _BASE,
+        weights: str = VIDEOREWARD.source,
+        base: str = VIDEOREWARD_BASE.source,
         scale: Scale = "normalised",
         sampling: Sampling = "reference",
         grayscale: bool = True,

@@ -12,18 +12,17 @@ from typing import Any, Final
 from torch import nn
 
 from astrolabe_rewards.errors import WeightsError
+from astrolabe_rewards.needs import VIDEOREWARD_CONFIG as CONFIG
 from astrolabe_rewards.qwen_weights import LoRA
-from astrolabe_rewards.weights import TensorFiles, Wanted
+from astrolabe_rewards.wanted import Wanted
+from astrolabe_rewards.weights import TensorFiles
 
 #: What is scored, in the order of the text's reward tokens.
 DIMENSIONS: Final = ("VQ", "MQ", "TA")
 #: What peft puts before every name.
 PREFIX: Final = "base_model.model."
-CONFIG: Final = "model_config.json"
 _WHOLE: Final = ("model.safetensors", "model.pth")
 _PARTS: Final = ("adapter_model.safetensors", "non_lora_state_dict.pth")
-#: What is needed of a repository.
-FILES: Final = (CONFIG, "checkpoint-*/*.pth", "checkpoint-*/*.safetensors")
 
 _PUBLISHED_LORA: Final = LoRA(rank=64, scale=2.0)
 

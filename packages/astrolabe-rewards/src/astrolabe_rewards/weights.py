@@ -1,15 +1,8 @@
-"""Weights by local path or hub id, read tensor by tensor and never unpickled.
-
-What is absent is said with the file, the hub repository, the command that fetches it and the option
-for a local path, before anything is computed.
-"""
+"""Files of weights, read tensor by tensor and never unpickled."""
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -18,97 +11,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from astrolabe_rewards.errors import WeightsError
-
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(/[\w./+-]+)?")
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """One thing that a reward needs from disk or hub.
-
-    Attributes:
-        source: A path, or ``owner/repository``, or ``owner/repository/path/to/file`` of the Hugging
-            Face hub.
-        published: Where it is on the hub, as ``source``; for messages.
-        what: Its name in messages, such as "weights of hpsv3".
-        option: The option that names it.
-        files: What is needed of a whole repository, as patterns of ``hf download``.
-        beside: What is wanted too when ``source`` is a single file of a repository.
-    """
-
-    source: str
-    published: str
-    what: str
-    option: str
-    files: tuple[str, ...]
-    beside: tuple[str, ...] = ()
-
-    def locate(self) -> Path:
-        """Return the local file or folder; download it if need be.
-
-        A path that exists wins. The hub's cache and settings (``HF_HOME``, ``HF_HUB_OFFLINE``,
-        tokens) apply. A folder may still lack a file: see ``inside``.
-
-        Raises:
-            WeightsError: If it is neither here nor to be downloaded.
-        """
-        path = Path(self.source).expanduser()
-        if self.source and path.exists():
-            return path
-        if not self._on_hub():
-            raise self.absent(f"there is nothing at {self.source!r}.")
-        if find_spec("huggingface_hub") is None:
-            raise self.absent("huggingface-hub is not installed (astrolabe-rewards[qwen] has it).")
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-        repository, file = _parts(self.source)
-        wanted = [file, *self.beside] if file else list(self.files)
-        try:
-            # Not hf_hub_download: without a network it retries for 20 seconds before it says so.
-            folder = Path(snapshot_download(repository, allow_patterns=wanted))
-        except (OSError, HfHubHTTPError, HFValidationError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise self.absent(f"they cannot be downloaded: {reason}") from error
-        if not (folder / file).exists():
-            raise self.absent("the repository, as far as it is here, has no such file.")
-        return folder / file
-
-    def inside(self, folder: Path, file: str) -> Path:
-        """Return a file of the folder that was located.
-
-        Raises:
-            WeightsError: If the folder does not have it.
-        """
-        path = folder / file
-        if not path.is_file():
-            raise self.absent(f"{str(folder)!r} has no {file}.")
-        return path
-
-    def absent(self, reason: str) -> WeightsError:
-        """Return the error that says what is missing and the two ways to it."""
-        repository, file = _parts(self.source if self._on_hub() else self.published)
-        wanted = (file,) if file else self.files
-        plain = not any("*" in pattern for pattern in wanted)
-        arguments = "".join(f" {name}" if plain else f" --include '{name}'" for name in wanted)
-        return WeightsError(
-            f"the {self.what} ({' and '.join(wanted)} of {repository}) are not on this machine: "
-            f"{reason} Fetch them with `hf download {repository}{arguments} --local-dir DIR` where "
-            f"there is a network, then set {self.option}={f'DIR/{file}' if file else 'DIR'}."
-        )
-
-    def _on_hub(self) -> bool:
-        """Whether the source can be meant as the hub's."""
-        # Two parts that end in a file's suffix are a path: no repository is called so.
-        path = self.source.count("/") == 1 and self.source.endswith(_SUFFIXES)
-        return bool(_HUB_ID.fullmatch(self.source)) and not path
-
-
-def _parts(source: str) -> tuple[str, str]:
-    """Repository, and file in it or nothing."""
-    owner, name, *rest = source.split("/")
-    return f"{owner}/{name}", "/".join(rest)
 
 
 def digest(paths: Iterable[Path]) -> str:

@@ -19,13 +19,13 @@ from astrolabe_rollout.codec import PatchCodec
 from astrolabe_rollout.errors import CheckpointError
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.model import VideoModel
+from astrolabe_rollout.needs import TINY_PARTS as PARTS
 from astrolabe_rollout.schedule import FlowSchedule
 from astrolabe_rollout.text import TextEncoder, word_tokenizer
 from astrolabe_rollout.transformer import CausalWan
 
 GEOMETRY = Geometry(world.SIZE, world.SIZE, window=9, sink=3)
 SHIFT = 3.0  # 5 is for 832x480 pixels; the fewer the pixels, the more a noise level hides
-PARTS = ("transformer", "text", "codec")
 
 
 def build_tiny(seed: int = 0) -> VideoModel:

@@ -29,6 +29,7 @@ from astrolabe_rollout.hub import locate
 from astrolabe_rollout.lora import load_lora, merge_lora
 from astrolabe_rollout.lora_files import locate_lora
 from astrolabe_rollout.model import Switch, VideoModel
+from astrolabe_rollout.needs import COMPONENT_PARTS, COMPONENTS, SOURCES
 from astrolabe_rollout.schedule import FlowSchedule
 from astrolabe_rollout.text import TextEncoder
 from astrolabe_rollout.transformer import CausalWan
@@ -39,8 +40,6 @@ Size = Literal["1.3b", "14b"]
 #: Layers and attention heads of Wan 2.1; heads are 128 wide.
 SIZES: Final[dict[Size, tuple[int, int]]] = {"1.3b": (30, 12), "14b": (40, 40)}
 DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-#: Text encoder and VAE are the same for all sizes.
-COMPONENTS: Final = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 FOUR_STEPS: Final = (1000, 750, 500, 250)
 
 
@@ -114,8 +113,7 @@ def load_wan(
         schedule.warp(steps)  # refuses a bad list
     file = locate(checkpoint, "checkpoint", "model.options.checkpoint")
     adapter = locate_lora(lora, "model.options.lora") if lora else None
-    parts = ("text_encoder", "tokenizer", "vae")
-    folder = locate(components, "folder of components", "model.options.components", parts)
+    folder = locate(components, "folder of components", "model.options.components", COMPONENT_PARTS)
 
     where = _device(device)
     network = load_network(file, DTYPES[dtype], size)
@@ -222,39 +220,33 @@ wan_14b = _family("The same on Wan 2.1 14B.", size="14b")
 
 self_forcing = _family(
     "Self-Forcing (DMD): trained on 21 latent frames, whose newest it sees in longer videos.",
-    checkpoint="gdhe17/Self-Forcing/checkpoints/self_forcing_dmd.pt",
+    **SOURCES["self_forcing"],
 )
 
-_CAUSAL_FORCING = "zhuhz22/Causal-Forcing"
-causal_forcing = _family(
-    "Causal-Forcing, chunk by chunk.",
-    checkpoint=f"{_CAUSAL_FORCING}/chunkwise/causal_forcing.pt",
-)
+causal_forcing = _family("Causal-Forcing, chunk by chunk.", **SOURCES["causal_forcing"])
 causal_forcing_framewise = _family(
     "Causal-Forcing, frame by frame, four steps.",
-    checkpoint=f"{_CAUSAL_FORCING}/framewise/causal_forcing.pt",
+    **SOURCES["causal_forcing_framewise"],
     chunk=1,
 )
 causal_forcing_2step = _family(
     "Causal-Forcing++, frame by frame, two steps after a first frame of four.",
-    checkpoint=f"{_CAUSAL_FORCING}/causal-forcing++/framewise-2step.pt",
+    **SOURCES["causal_forcing_2step"],
     chunk=1,
     denoising_steps=(1000, 500),
     first_steps=FOUR_STEPS,
 )
 causal_forcing_1step = _family(
     "Causal-Forcing++, frame by frame, one step after a first frame of four.",
-    checkpoint=f"{_CAUSAL_FORCING}/causal-forcing++/framewise-1step.pt",
+    **SOURCES["causal_forcing_1step"],
     chunk=1,
     denoising_steps=(1000,),
     first_steps=FOUR_STEPS,
 )
 
-_LONGLIVE = "Efficient-Large-Model/LongLive-1.3B/models"
 longlive = _family(
     "LongLive: window 12, sink 3, KV recache at another prompt; its LoRA is merged.",
-    checkpoint=f"{_LONGLIVE}/longlive_base.pt",
-    lora=f"{_LONGLIVE}/lora.pt",
+    **SOURCES["longlive"],
     window=12,
     sink=3,
     switch="recache",
@@ -269,13 +261,13 @@ INFINITY_ROPE: Final[dict[str, object]] = {
 }
 infinity_rope = _family(
     "Infinity-RoPE on Self-Forcing's weights, or on those that checkpoint and lora name.",
-    checkpoint="gdhe17/Self-Forcing/checkpoints/self_forcing_dmd.pt",
+    **SOURCES["infinity_rope"],
     **INFINITY_ROPE,
 )
 
 krea_14b = _family(
     "Krea realtime 14B: the cache is computed anew from three latent frames for every chunk.",
-    checkpoint="krea/krea-realtime-video/krea-realtime-video-14b.safetensors",
+    **SOURCES["krea_14b"],
     size="14b",
     window=6,
     rebuild=3,

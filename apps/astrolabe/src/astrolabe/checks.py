@@ -1,0 +1,87 @@
+"""What keeps settings from becoming a run, found before any weight is read.
+
+The same functions serve `train`, its dry run and `plan`, so that none accepts what another refuses.
+"""
+
+from astrolabe.compose import window_schedule
+from astrolabe.compose_rewards import build_term
+from astrolabe.config import RewardTerm, Run
+from astrolabe.evaluate import make_suite
+from astrolabe.fit import check_fit, check_whole
+from astrolabe.launch_errors import check_world
+from astrolabe.plan_model import blueprint, describable
+from astrolabe.plan_passes import FEW, loss_of
+from astrolabe.preflight import declaration
+from astrolabe.prompts import prompt_list
+from astrolabe.registry import check, locate
+
+#: Rewards that are a process or a connection as soon as they are made.
+_LIVING = ("astrolabe_rewards.worker:ScoringWorker", "astrolabe_rewards.client:RemoteReward")
+
+
+def check_settings(run: Run, processes: int) -> None:
+    """Refuse what no machine can run: parts, options, and work that cannot be shared.
+
+    Args:
+        run: The settings.
+        processes: Among which a step is shared.
+
+    Raises:
+        ConfigError: Names the setting.
+        LookupError: If a part is not installed.
+    """
+    check_world(run, processes)
+    window_schedule(run)
+    check("models", run.model.name, run.model.options, where="model")
+    check("objectives", run.objective.name, run.objective.options, provided=3, where="objective")
+    for where, name, term in _terms(run):
+        check("rewards", term.name or name, term.options, where=f"{where}.{name}")
+
+
+def check_prompts(run: Run) -> None:
+    """Read the prompts of training, and of the report if there is to be one.
+
+    Raises:
+        ConfigError: If a script of scenes is none.
+        LookupError: If there is no packaged list of a name.
+        PromptFileError: If a list of prompts cannot be read.
+        SuiteError: If VBench's list cannot be read.
+    """
+    prompt_list(run.rollout.prompts, "rollout.prompts")
+    if run.evaluation.at_end:
+        make_suite(run)
+
+
+def check_model(run: Run, processes: int) -> None:
+    """Refuse what does not go with the model, which is made without its weights.
+
+    Nothing is checked of a model that is neither the embedded one nor of the Wan family.
+
+    Raises:
+        ConfigError: Names the setting.
+    """
+    if not describable(run.model):
+        return
+    model = blueprint(run.model).build(FEW)
+    check_fit(run, model, processes)
+    check_whole(run, loss_of(run, model).whole, processes)
+
+
+def check_terms(run: Run, *, judges_only: bool = False) -> None:
+    """Refuse what rewards and judges refuse of their options, by making them for a moment.
+
+    Args:
+        run: The settings.
+        judges_only: Make all judges, as the report will; else the rewards and judges of packages
+            that say what they need, whose making reads no weights.
+    """
+    for where, name, term in _terms(run):
+        target = locate("rewards", term.name or name, f"{where}.{name}")
+        cheap = target not in _LIVING and declaration(target) is not None
+        if where == "evaluation.judges" if judges_only else cheap:
+            build_term(name, term, where)
+
+
+def _terms(run: Run) -> list[tuple[str, str, RewardTerm]]:
+    tables = {"rewards": run.rewards, "evaluation.judges": run.evaluation.judges}
+    return [(where, name, term) for where, terms in tables.items() for name, term in terms.items()]
