@@ -22,8 +22,15 @@ if TYPE_CHECKING:
     from torchrl.record.loggers import Logger
 
 #: Package that each wants besides TorchRL.
-PACKAGES: Final = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
-PACKAGES["trackio"] = "trackio"
+PACKAGES: Final = {name: name for name in ("tensorboard", "wandb", "mlflow", "trackio")}
+#: TorchRL's classes.
+LOGGERS: Final = {
+    "csv": "CSVLogger",
+    "tensorboard": "TensorboardLogger",
+    "wandb": "WandbLogger",
+    "mlflow": "MLFlowLogger",
+    "trackio": "TrackioLogger",
+}
 RUNS: Final = "trackers.json"
 _OFFLINE: Final = ("offline", "dryrun", "disabled")
 _WANDB: Final = "https://api.wandb.ai"
@@ -87,17 +94,15 @@ def open_tracker(name: str, options: Mapping[str, Any], folder: Path) -> "Logger
         ConfigError: If an option is unknown.
         Exception: What the tracker's own library raises.
     """
-    from torchrl.record import loggers
-
     runs, logs = known_runs(folder), str(folder / "logs")
-    makers: dict[str, tuple[Any, dict[str, Any]]] = {  # Any: classes of different signature
-        "csv": (loggers.CSVLogger, {"log_dir": logs}),
-        "tensorboard": (loggers.TensorboardLogger, {"log_dir": logs}),
-        "wandb": (loggers.WandbLogger, {"log_dir": logs, "id": runs.get(name)}),
-        "mlflow": (loggers.MLFlowLogger, {"tracking_uri": mlflow_store(options, folder)}),
-        "trackio": (loggers.TrackioLogger, {"project": "astrolabe"}),
-    }
-    maker, chosen = makers[name]
+    chosen: dict[str, Any] = {
+        "csv": {"log_dir": logs},
+        "tensorboard": {"log_dir": logs},
+        "wandb": {"log_dir": logs, "id": runs.get(name)},
+        "mlflow": {"tracking_uri": mlflow_store(options, folder)},
+        "trackio": {"project": "astrolabe"},
+    }[name]
+    maker: Any = getattr(import_module(f"torchrl.record.loggers.{name}"), LOGGERS[name])
     _check_options(name, maker, options)
     Path(logs).mkdir(parents=True, exist_ok=True)
     try:
