@@ -1,7 +1,5 @@
 """Prompt lists by name or by file."""
 
-from pathlib import Path
-
 from astrolabe.registry import build, looks_like_path, names
 from astrolabe_rollout import world
 from astrolabe_rollout.errors import PromptFileError

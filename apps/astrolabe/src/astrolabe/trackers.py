@@ -95,19 +95,19 @@ def open_tracker(name: str, options: Mapping[str, Any], folder: Path) -> "Logger
         Exception: What the tracker's own library raises.
     """
     runs, logs = known_runs(folder), str(folder / "logs")
-    chosen: dict[str, Any] = {
+    defaults: dict[str, dict[str, Any]] = {
         "csv": {"log_dir": logs},
         "tensorboard": {"log_dir": logs},
         "wandb": {"log_dir": logs, "id": runs.get(name)},
         "mlflow": {"tracking_uri": mlflow_store(options, folder)},
         "trackio": {"project": "astrolabe"},
-    }[name]
+    }
     maker: Any = getattr(import_module(f"torchrl.record.loggers.{name}"), LOGGERS[name])
     _check_options(name, maker, options)
     Path(logs).mkdir(parents=True, exist_ok=True)
     try:
         with _on_run(runs.get(name) if name == "mlflow" else None):
-            logger: Logger = maker(**{"exp_name": folder.name, **chosen, **options})
+            logger: Logger = maker(**{"exp_name": folder.name, **defaults[name], **options})
     except TypeError as error:
         where = f"logging.tracker_options.{name}"
         raise ConfigError(f"{where}: {error}. Correct the options.") from error
