@@ -15,6 +15,7 @@ from astrolabe_objectives.batch import countable, group_ids, read
 from astrolabe_objectives.gather import gather_rows
 from astrolabe_objectives.keys import ADVANTAGE, GROUP, INDEX, REWARD, SCORE, VALID
 from astrolabe_objectives.ranks import average_ranks
+from astrolabe_objectives.rounding import rounding, side_by_side
 
 Std = Literal["global", "group", "none"]
 Mode = Literal["reward", "leave_one_out", "rank", "per_reward"]
@@ -28,7 +29,8 @@ class GroupAdvantage(TensorDictModuleBase):
 
     ``A_i = (R_i - mean of its group) / (std + ε)`` (Astrolabe, section 3.3 and table S1). Samples
     that are not valid, or whose reward is not finite, are left out of mean and std and get 0; so do
-    the samples of a group whose rewards are all equal.
+    the samples of a group whose rewards are all equal, or differ by no more than rounding does in
+    the precision in which they come (`astrolabe_objectives.rounding`).
 
     Args:
         std: ``"global"``: population standard deviation of all rewards of the batch (table S1);
@@ -116,18 +118,25 @@ class GroupAdvantage(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the advantage, float32 ``[*B, 1]``, into ``tensordict`` and return it."""
         columns = [read(tensordict, key, "GroupAdvantage") for key in self.compared]
-        values = torch.stack([column.reshape(-1) for column in columns], dim=1)  # [n, rewards]
+        values, blur = side_by_side([column.reshape(-1) for column in columns])  # [n, rewards]
         ids = group_ids(tensordict, self.group_key, self.index_key, "GroupAdvantage")
         valid = countable(tensordict, self.valid_key, values)
-        (values, ids, valid), own = gather_rows(self.process_group, values, ids, valid)
+        everyone, own = gather_rows(self.process_group, values, blur, ids, valid)
+        values, blur, ids, valid = everyone
         if self.mode == "per_reward":
             weights = torch.tensor(list(self.rewards.values()), dtype=torch.float64)
             advantage = per_reward_advantage(
-                values, weights.to(values.device), ids, valid, std=self.std, eps=self.eps
+                values, weights.to(ids.device), ids, valid, std=self.std, eps=self.eps, blur=blur
             )
         else:
             advantage = group_advantage(
-                values.squeeze(1), ids, valid, std=self.std, mode=self.mode, eps=self.eps
+                values.squeeze(1),
+                ids,
+                valid,
+                std=self.std,
+                mode=self.mode,
+                eps=self.eps,
+                blur=blur.squeeze(1),
             )
         advantage = advantage[own].to(torch.float32).reshape(columns[0].shape)
         return tensordict.set(self.advantage_key, advantage)
@@ -141,6 +150,7 @@ def group_advantage(
     std: Std = "global",
     mode: Mode = "reward",
     eps: float = 1e-4,
+    blur: Tensor | None = None,
 ) -> Tensor:
     """Reward minus the mean of its group, over a standard deviation plus ``eps``.
 
@@ -151,6 +161,7 @@ def group_advantage(
         std: See `GroupAdvantage`.
         mode: See `GroupAdvantage`; any but ``"per_reward"``.
         eps: See `GroupAdvantage`.
+        blur: What in each reward may be rounding, ``[n]``; None: what its precision says.
 
     Returns:
         Advantages ``[n]`` in float64, 0 where not valid.
@@ -158,7 +169,16 @@ def group_advantage(
     Raises:
         ValueError: If a sample has no competitor, valid or not.
     """
-    groups = _Groups.of(reward, ids, valid)
+    if blur is None:
+        blur = rounding(reward)
+    return _advantage(reward, ids, valid, blur, std=std, mode=mode, eps=eps)[0]
+
+
+def _advantage(
+    reward: Tensor, ids: Tensor, valid: Tensor, blur: Tensor, *, std: Std, mode: Mode, eps: float
+) -> tuple[Tensor, Tensor]:
+    """See `group_advantage`; also what of each advantage may be rounding, ``[n]``."""
+    groups = _Groups.of(reward, ids, valid, blur)
     if groups.samples.numel() and int(groups.samples.min()) < 2:
         lone = int(groups.samples.argmin())
         name = ids[groups.inverse == lone][0].tolist()
@@ -167,16 +187,17 @@ def group_advantage(
             "Set the group size to 2 or more, and keep the samples of a group in one batch."
         )
     if mode == "rank":
-        groups = _Groups.of(_ranks(reward, ids, valid, groups), ids, valid)
+        ranks = _ranks(reward, ids, valid, blur, groups)
+        groups = _Groups.of(ranks, ids, valid, rounding(ranks))
     centred = groups.centred
     if mode == "leave_one_out":
         count = groups.count[groups.inverse]
         centred = centred * count / (count - 1).clamp(min=1)
+    blur = torch.where(groups.tied, 0.0, groups.blur)[groups.inverse]  # ties are 0 exactly
     if std == "none":
-        return centred
-    if std == "global":
-        return _divide(centred, _population_std(groups.clean[valid]) + eps)
-    return _divide(centred, groups.std[groups.inverse] + eps)
+        return centred, blur
+    spread = _population_std(groups.clean[valid]) if std == "global" else groups.std[groups.inverse]
+    return _divide(centred, spread + eps), _divide(blur, spread + eps)
 
 
 def per_reward_advantage(
@@ -187,6 +208,7 @@ def per_reward_advantage(
     *,
     std: Std = "group",
     eps: float = 1e-4,
+    blur: Tensor | None = None,
 ) -> Tensor:
     """Weighted sum of each reward's advantage, over the sum's own standard deviation (GDPO).
 
@@ -197,12 +219,21 @@ def per_reward_advantage(
         valid: bool ``[n]``.
         std: By what each reward is divided, ``"group"`` or ``"global"``.
         eps: Added to every standard deviation.
+        blur: What in each reward may be rounding, ``[n, K]``; None: what its precision says.
 
     Returns:
         Advantages ``[n]`` in float64, 0 where not valid.
     """
-    each = [group_advantage(column, ids, valid, std=std, eps=eps) for column in rewards.unbind(1)]
-    total = torch.stack(each, dim=1) @ weights.double()
+    blurs = (rounding(rewards) if blur is None else blur).unbind(1)
+    each = [
+        _advantage(column, ids, valid, theirs, std=std, mode="reward", eps=eps)
+        for column, theirs in zip(rewards.unbind(1), blurs, strict=True)
+    ]
+    total = torch.stack([advantage for advantage, _ in each], dim=1) @ weights.double()
+    # Rewards that cancel leave the rounding of each, which the division would make a signal.
+    left = torch.stack([theirs for _, theirs in each], dim=1) @ weights.double().abs()
+    groups = _Groups.of(total, ids, valid, left)
+    total = torch.where(groups.tied[groups.inverse], 0.0, total)
     return _divide(total, _population_std(total[valid]) + eps)
 
 
@@ -218,13 +249,14 @@ def group_statistics(
 
     Returns:
         ``advantage/zero_std_fraction``: share of the groups that teach nothing, as their valid
-        rewards are equal or fewer than two; ``advantage/group_std``: mean standard deviation inside
-        a group, in units of the reward; ``advantage/valid_fraction``: share of samples that count.
+        rewards are equal but for rounding, or fewer than two; ``advantage/group_std``: mean
+        standard deviation inside a group, in units of the reward; ``advantage/valid_fraction``:
+        share of samples that count.
     """
     reward = read(tensordict, reward_key, "group_statistics").reshape(-1)
     valid = countable(tensordict, valid_key, reward[:, None])
     ids = group_ids(tensordict, group_key, index_key, "group_statistics")
-    groups = _Groups.of(reward, ids, valid)
+    groups = _Groups.of(reward, ids, valid, rounding(reward))
     return {
         "advantage/zero_std_fraction": float((groups.std == 0).double().mean()),
         "advantage/group_std": float(groups.std.mean()),
@@ -240,11 +272,13 @@ class _Groups:
     samples: Tensor  # int64 [g], members, valid or not
     count: Tensor  # [g], valid members, at least 1
     clean: Tensor  # [n], reward with 0 where not valid
-    centred: Tensor  # [n], reward minus the mean of its group, 0 where not valid
+    centred: Tensor  # [n], reward minus the mean of its group, 0 where not valid or tied
+    blur: Tensor  # [g], difference of rewards that may be rounding
+    tied: Tensor  # bool [g], no two valid samples differ by more than that
     std: Tensor  # [g], of the population; 0 for fewer than two valid samples
 
     @classmethod
-    def of(cls, reward: Tensor, ids: Tensor, valid: Tensor) -> Self:
+    def of(cls, reward: Tensor, ids: Tensor, valid: Tensor, blur: Tensor) -> Self:
         _, inverse, samples = torch.unique(ids, dim=0, return_inverse=True, return_counts=True)
         # `where`, not a product: NaN times 0 is NaN.
         clean = torch.where(valid, reward.double(), 0.0)
@@ -252,17 +286,17 @@ class _Groups:
         members, values = inverse[valid], clean[valid]
         highest = zeros.scatter_reduce(0, members, values, "amax", include_self=False)
         lowest = zeros.scatter_reduce(0, members, values, "amin", include_self=False)
+        widest = zeros.scatter_reduce(0, members, blur[valid], "amax", include_self=False)
         count = zeros.index_add(0, members, torch.ones_like(values)).clamp(min=1)
         mean = zeros.index_add(0, members, values) / count
-        # Equal rewards can miss their own mean by a rounding error, which ε would not hide.
-        counts = valid & (highest > lowest)[inverse]
-        centred = torch.where(counts, clean - mean[inverse], 0.0)
+        tied = highest - lowest <= widest
+        centred = torch.where(valid & ~tied[inverse], clean - mean[inverse], 0.0)
         std = (zeros.index_add(0, inverse, centred.square()) / count).sqrt()
-        return cls(inverse, samples, count, clean, centred, std)
+        return cls(inverse, samples, count, clean, centred, widest, tied, std)
 
 
 def _divide(centred: Tensor, std: Tensor) -> Tensor:
-    """Divide, but leave 0 where it is: a group of equal rewards has a ``std`` of 0."""
+    """Divide, but leave 0 where it is: a group of tied rewards has a ``std`` of 0."""
     return torch.where(centred == 0, centred, centred / std)
 
 
@@ -270,9 +304,10 @@ def _population_std(values: Tensor) -> Tensor:
     return values.std(correction=0) if values.numel() else values.new_zeros(())
 
 
-def _ranks(reward: Tensor, ids: Tensor, valid: Tensor, groups: _Groups) -> Tensor:
+def _ranks(reward: Tensor, ids: Tensor, valid: Tensor, blur: Tensor, groups: _Groups) -> Tensor:
     """Rank inside the group, from -1 for the worst valid sample to 1 for the best, ``[n]``."""
     ranks = torch.zeros_like(groups.clean)
-    ranks[valid] = average_ranks(reward[valid, None], ids[valid]).squeeze(1)
+    alone = (reward[valid, None], ids[valid], blur[valid, None])
+    ranks[valid] = average_ranks(*alone).squeeze(1)
     count = groups.count[groups.inverse]
     return (2 * ranks - count - 1) / (count - 1).clamp(min=1)

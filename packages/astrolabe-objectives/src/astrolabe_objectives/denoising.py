@@ -17,6 +17,7 @@ from torchrl.objectives import LossModule
 
 from astrolabe_objectives.batch import read
 from astrolabe_objectives.keys import DENOISED, LATENTS, NOISE_SEED, NOISY, SIGMA
+from astrolabe_objectives.no_trace import no_trace
 from astrolabe_objectives.snapshots import OLD, REFERENCE, Snapshots
 
 Levels = Literal["one", "all"]
@@ -57,7 +58,7 @@ class DenoisingLoss(LossModule):
     The network stays an ordinary submodule: a copy of a billion frozen weights would buy nothing. A
     subclass calls `noise` and then `predict`, which runs ``old`` and ``reference`` first, without a
     gradient, and the policy last, so that no weight changes between the policy's pass and
-    ``backward``.
+    ``backward``. All of them draw the same random numbers, so that dropout masks the same in each.
 
     Args:
         network: Any TensorDict module that predicts clean latents from noisy ones.
@@ -204,8 +205,10 @@ class DenoisingLoss(LossModule):
         batch = batch.clone(recurse=False)
         latents = batch[self.tensor_keys.latents]
         level = level.to(latents.device)
-        sigma = level.view(-1, *[1] * (latents.ndim - 1)).to(latents.dtype)
-        batch.set(self.tensor_keys.noisy, (1 - sigma) * latents + sigma * noise.to(latents))
+        sigma = level.view(-1, *[1] * (latents.ndim - 1))
+        # Summed in float32 at least, at the level that the network is told, and rounded once.
+        noisy = (1 - sigma) * latents + sigma * noise.to(latents.device)
+        batch.set(self.tensor_keys.noisy, noisy.to(latents.dtype))
         every = level.view(-1, *[1] * batch.ndim).expand(*batch.batch_size, frames)
         batch.set(self.tensor_keys.sigma, every.contiguous())  # [M, *S, f]
         return batch
@@ -262,17 +265,18 @@ class DenoisingLoss(LossModule):
             noised: What `noise` returned, ``[M]``.
             reference: Whether the reference is needed.
         """
-        with self.snapshots.use(OLD):
+        noisy = noised[self.tensor_keys.noisy]
+        with self.snapshots.use(OLD), no_trace(self.network, noisy):
             old = self._denoise(noised)
         anchor = None
         if reference:
-            with self.snapshots.use(REFERENCE):
+            with self.snapshots.use(REFERENCE), no_trace(self.network, noisy):
                 anchor = self._denoise(noised)
         return Predictions(
             policy=self._denoise(noised),
             old=old,
             reference=anchor,
-            noisy=noised[self.tensor_keys.noisy].float(),
+            noisy=noisy.float(),
             sigma=noised[self.tensor_keys.sigma][:, :1, None, None, None].float(),
         )
 

@@ -20,6 +20,7 @@ from astrolabe_objectives.batch import countable, group_ids, read
 from astrolabe_objectives.gather import gather_rows
 from astrolabe_objectives.keys import GROUP, INDEX, SCORE, SELECTED, VALID
 from astrolabe_objectives.ranks import average_ranks
+from astrolabe_objectives.rounding import side_by_side
 
 Mode = Literal["selective", "uniform", "none"]
 RankScope = Literal["batch", "group"]
@@ -45,6 +46,7 @@ class RankDisagreement(TensorDictModuleBase):
     It is part of ``state_dict()``, with those means.
 
     Samples that are not valid, or have a score that is not finite, are not ranked nor selected.
+    Scores that differ by no more than rounding share a rank.
 
     Args:
         primary: Name of the score that could be gamed.
@@ -110,22 +112,25 @@ class RankDisagreement(TensorDictModuleBase):
         known: list[str] = sorted(scores.keys())
         # The first column is the primary where that matters.
         names = self._names(known) if self.mode == "selective" else known
-        columns = torch.stack([scores[name].reshape(-1) for name in names], dim=1)  # [n, rewards]
+        columns, blur = side_by_side([scores[name].reshape(-1) for name in names])
         valid = countable(tensordict, VALID, columns)
         if self.mode == "selective":
-            selected = self._select(tensordict, columns, valid)
+            selected = self._select(tensordict, columns, blur, valid)
         else:
             selected = valid if self.mode == "uniform" else torch.zeros_like(valid)
         tensordict.set(self.selected_key, selected.reshape(*tensordict.batch_size, 1))
         return tensordict
 
-    def _select(self, tensordict: TensorDictBase, scores: Tensor, valid: Tensor) -> Tensor:
+    def _select(
+        self, tensordict: TensorDictBase, scores: Tensor, blur: Tensor, valid: Tensor
+    ) -> Tensor:
         if self.rank_scope == "group":
             ids = group_ids(tensordict, GROUP, INDEX, "RankDisagreement")
         else:
             ids = torch.zeros_like(valid, dtype=torch.int64)
-        (scores, valid, ids), own = gather_rows(self.process_group, scores, valid, ids)
-        gap = rank_gap(scores[valid], ids[valid])
+        everyone, own = gather_rows(self.process_group, scores, blur, valid, ids)
+        scores, blur, valid, ids = everyone
+        gap = rank_gap(scores[valid], ids[valid], blur[valid])
         selected = torch.zeros_like(valid)
         selected[valid] = self._above(gap if self.sign == "paper" else -gap)
         return selected[own]
@@ -177,15 +182,16 @@ class RankDisagreement(TensorDictModuleBase):
         self._recent = deque(state["recent"], maxlen=MEMORY)
 
 
-def rank_gap(scores: Tensor, ids: Tensor) -> Tensor:
+def rank_gap(scores: Tensor, ids: Tensor, blur: Tensor | None = None) -> Tensor:
     """Rank by the first reward minus the mean rank by the others.
 
     Args:
         scores: ``[n, rewards]``, at least two rewards, all finite.
         ids: ``[n]`` or ``[n, K]``; samples are ranked against those with equal ids.
+        blur: What in each score may be rounding, see `average_ranks`.
 
     Returns:
         ``Δ`` ``[n]`` in float64, the worst sample having rank 1.
     """
-    ranks = average_ranks(scores, ids)
+    ranks = average_ranks(scores, ids, blur)
     return ranks[:, 0] - ranks[:, 1:].mean(dim=1)

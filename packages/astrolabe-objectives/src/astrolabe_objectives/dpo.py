@@ -18,6 +18,7 @@ from astrolabe_objectives.anchored import AnchoredLoss, Prediction, mean_square
 from astrolabe_objectives.batch import group_ids
 from astrolabe_objectives.denoising import Draw, Levels
 from astrolabe_objectives.keys import GROUP, INDEX, PAIR
+from astrolabe_objectives.rounding import tied
 from astrolabe_objectives.snapshots import REFERENCE, Snapshots
 
 
@@ -173,6 +174,8 @@ class DPOLoss(AnchoredLoss):
 def best_and_worst(advantage: Tensor, ids: Tensor) -> Tensor:
     """Rows of the highest and the lowest advantage of every group that has two different ones.
 
+    Advantages that differ by rounding alone are not different.
+
     Args:
         advantage: ``[M]``; clips of advantage 0 are passed over.
         ids: ``[M]`` or ``[M, K]``, equal for clips that compete.
@@ -191,6 +194,6 @@ def best_and_worst(advantage: Tensor, ids: Tensor) -> Tensor:
     for one in group[judged].unique():
         rows = ((group == one) & judged).nonzero().squeeze(1)
         pair = torch.stack([rows[advantage[rows].argmax()], rows[advantage[rows].argmin()]])
-        if advantage[pair[0]] > advantage[pair[1]]:
+        if not tied(advantage[pair]):
             pairs.append(pair)
     return torch.stack(pairs) if pairs else group.new_zeros(1, 2)

@@ -7,12 +7,14 @@ from the "old" snapshot; 3) no value network, the group mean is the baseline.
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 
 from astrolabe_objectives.anchored import AnchoredLoss, Prediction, mean_square
 from astrolabe_objectives.denoising import Draw, Levels
+from astrolabe_objectives.rounding import rounding
 from astrolabe_objectives.snapshots import Snapshots
 
 
@@ -134,7 +136,8 @@ def implicit_errors(
         target: ``v`` of the clip, ``[M, ...]``.
         beta: ``β``, above 0.
         adaptive_unit: None, or the size of 1 here in units of clean latents, ``[M, 1, ...]``; then
-            each error is divided by its detached mean absolute error in those units.
+            each error is divided by its detached mean absolute error in those units, which counts
+            as no less than 1e-5, nor than the rounding of the target.
 
     Returns:
         Mean squared error of the positive and of the negative policy, ``[M]`` each.
@@ -144,9 +147,14 @@ def implicit_errors(
     errors = (old + step - target, old - step - target)
     squares = [mean_square(error) for error in errors]  # [M]
     if adaptive_unit is not None:
+
+        def size(values: Tensor) -> Tensor:
+            return (values.detach().abs() * adaptive_unit).flatten(1).mean(dim=1)
+
         # 1e-5 as in the public code of DiffusionNFT.
-        sizes = [(error.detach().abs() * adaptive_unit).flatten(1).mean(dim=1) for error in errors]
+        floor = rounding(size(target)).to(target.dtype).clamp(min=1e-5)
         squares = [
-            square / size.clamp(min=1e-5) for square, size in zip(squares, sizes, strict=True)
+            square / torch.maximum(size(error), floor)
+            for square, error in zip(squares, errors, strict=True)
         ]
     return squares[0], squares[1]

@@ -7,6 +7,18 @@ Rules are plain callables, so anybody's function will do. One that changes as it
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class StatefulRule(Protocol):
+    """A rule that changes as it is used, and so belongs into a checkpoint."""
+
+    def state_dict(self) -> Mapping[str, Any]:  # Any: the rule's own
+        """Return what changes."""
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Take back what `state_dict` gave."""
 
 
 @dataclass(frozen=True)

@@ -5,22 +5,24 @@ small network) is copied. A copy is *used* by writing its values into the live p
 and putting the live values back. In place has two virtues: it is exact under FSDP2, where
 exchanging storages is silently ignored, and autograd itself refuses a swap between forward and
 backward.
+
+Copies are kept in float32 at least, whatever the parameters are: a moving average is a sum of large
+and small numbers.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from astrolabe_objectives.errors import SnapshotError
-from astrolabe_objectives.schedules import OldDecay, ReferenceReset
+from astrolabe_objectives.live import LiveParameters, master, master_dtype
+from astrolabe_objectives.schedules import OldDecay, ReferenceReset, StatefulRule
 from astrolabe_objectives.shards import local, part, shared, total
 
 OLD = "old"
@@ -31,23 +33,17 @@ _OLD_DECAY = OldDecay()
 _REFERENCE_RESET = ReferenceReset()
 
 
-@runtime_checkable
-class StatefulRule(Protocol):
-    """A rule that changes as it is used, and so belongs into a checkpoint."""
-
-    def state_dict(self) -> Mapping[str, Any]:  # Any: the rule's own
-        """Return what changes."""
-
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        """Take back what `state_dict` gave."""
-
-
 class Snapshots:
     """Named copies of the trainable parameters of one network.
 
     Every copy starts equal to the live parameters. Parameters that do not require a gradient when
     this object is made are neither copied nor touched. Under FSDP2 each rank holds the copies of
     its own shards; parameters that FSDP was told to ignore are copied whole.
+
+    When the network goes to another device or precision, the copies go with it; in a precision
+    below float32 they keep theirs, and what a pass sees of them is rounded as the network's own
+    weights are. A swap also empties autocast's cache of cast weights, so all of this may happen
+    under ``torch.autocast``.
 
     Args:
         parameters: The network, after `fully_shard` if it is used, or, if nothing of it is sharded,
@@ -80,30 +76,11 @@ class Snapshots:
         old_decay: Callable[[int], float] = _OLD_DECAY,
         reference_reset: Callable[[float, int], bool] = _REFERENCE_RESET,
     ) -> None:
-        network = parameters if isinstance(parameters, nn.Module) else None
-        if isinstance(parameters, nn.Module):
-            parameters = dict(parameters.named_parameters())
-        self._live = {key: value for key, value in parameters.items() if value.requires_grad}
-        if not self._live:
-            raise ValueError(
-                "no parameter requires a gradient, so there is nothing to copy. "
-                "Add the LoRA adapter, or unfreeze the network, before making Snapshots."
-            )
-        split = any(isinstance(value, DTensor) for value in self._live.values())
-        if split and network is None:
-            raise ValueError(
-                "the parameters are sharded, but were given by name. Give Snapshots the network "
-                "itself: it has to drop the gathered weights that FSDP keeps between passes."
-            )
-        self._sharded = any(isinstance(value, DTensor) for value in parameters.values())
-        self._gathering = [
-            module
-            for module in (network.modules() if network is not None and split else ())
-            if isinstance(module, FSDPModule)
-        ]
+        self._live = LiveParameters(parameters)
         if not names:
             raise ValueError('Snapshots got no names. Name the copies, such as "old", "reference".')
-        self._copies = {name: self._clone() for name in names}
+        live = self._live.now()
+        self._copies = {name: {key: master(live[key]) for key in live} for name in names}
         self._old_decay = old_decay
         self._reference_reset = reference_reset
         self._epochs = 0
@@ -120,7 +97,7 @@ class Snapshots:
 
         They must then all run the same passes.
         """
-        return self._sharded
+        return self._live.sharded
 
     @contextmanager
     def use(self, name: str) -> Iterator[None]:
@@ -135,13 +112,14 @@ class Snapshots:
         copy = self._copy(name)
         self._refuse_while_in_use(f"use {name!r}")
         with torch.no_grad():
-            live = self._clone()
+            parameters = self._live.now()
+            values = {key: local(value).clone() for key, value in parameters.items()}
             self._in_use = name
             try:
-                self._write(copy)
+                self._live.write(parameters, copy)
                 yield
             finally:
-                self._write(live)
+                self._live.write(parameters, values)
                 self._in_use = None
 
     def bind(self, name: str, module: TensorDictModuleBase) -> TensorDictModuleBase:
@@ -163,7 +141,7 @@ class Snapshots:
 
         Args:
             name: Which copy.
-            decay: ``γ`` in [0, 1]; 0 sets the copy to the live values exactly.
+            decay: ``γ`` in [0, 1]; 0 sets the copy to the live values exactly, 1 leaves it.
 
         Raises:
             ValueError: If ``decay`` is outside [0, 1].
@@ -172,13 +150,18 @@ class Snapshots:
             raise ValueError(f"decay of snapshot {name!r} is {decay!r}. Give a share from 0 to 1.")
         copy = self._copy(name)
         self._refuse_while_in_use(f"update {name!r}")
-        for key, parameter in self._live.items():
-            copy[key].lerp_(local(parameter), 1.0 - decay)
+        if decay == 1.0:  # not even what is not a number in the live values
+            return
+        for key, parameter in self._live.now().items():
+            if decay == 0.0:
+                copy[key].copy_(local(parameter))
+            else:
+                copy[key].lerp_(local(parameter).to(copy[key].dtype), 1.0 - decay)
 
     def values(self, name: str) -> dict[str, Tensor]:
         """Return what copy ``name`` holds, by parameter: this rank's part of a sharded one.
 
-        The tensors are the copy itself: writing into them changes it.
+        The tensors are the copy itself, float32 at least: writing into them changes it.
 
         Raises:
             SnapshotError: If there is no copy ``name``.
@@ -187,18 +170,19 @@ class Snapshots:
 
     @torch.no_grad()
     def deviation(self, name: str) -> float:
-        """Root mean square difference between the live values and copy ``name``.
+        """Root mean square difference between the live values and copy ``name``, as each is used.
 
         All ranks that share the parameters must call this.
         """
         copy = self._copy(name)
         self._refuse_while_in_use(f"measure {name!r}")
+        live = self._live.now()
         squares = [
-            (local(parameter).double() - copy[key].double()).square().sum()
-            for key, parameter in self._live.items()
+            (local(parameter).double() - copy[key].to(parameter.dtype).double()).square().sum()
+            for key, parameter in live.items()
         ]
-        first, *_ = self._live.values()  # all are spread alike
-        count = sum(parameter.numel() for parameter in self._live.values())
+        first, *_ = live.values()  # all are spread alike
+        count = sum(parameter.numel() for parameter in live.values())
         return float((total(torch.stack(squares).sum(), first) / count).sqrt())
 
     def advance(self, step: int, kl: float) -> dict[str, float]:
@@ -224,8 +208,9 @@ class Snapshots:
             metrics["snapshot/reference_reset"] = float(reset)
             metrics["snapshot/reference_epochs"] = float(self._epochs)
         if BEHIND in self._copies:
+            behind = self._copy(BEHIND)
             for key, values in self._copy(OLD).items():
-                self._copies[BEHIND][key].copy_(values)
+                behind[key].copy_(values)
         if OLD in self._copies:
             decay = self._old_decay(step)
             self.ema(OLD, decay)
@@ -238,10 +223,11 @@ class Snapshots:
         Copies of sharded parameters are DTensors, which `torch.distributed.checkpoint` saves in
         parts and loads on any number of ranks.
         """
+        live = self._live.now()
         state = {
             "copies": {
-                name: {key: shared(values, self._live[key]) for key, values in copy.items()}
-                for name, copy in self._copies.items()
+                name: {key: shared(values, live[key]) for key, values in self._copy(name).items()}
+                for name in self._copies
             },
             "epochs": self._epochs,
         }
@@ -265,7 +251,8 @@ class Snapshots:
                 f"the saved snapshots are {sorted(saved)}, this run has {sorted(self._copies)}. "
                 "Resume with the settings that the run was started with."
             )
-        shapes = {key: tuple(parameter.shape) for key, parameter in self._live.items()}
+        live = self._live.now()
+        shapes = {key: tuple(parameter.shape) for key, parameter in live.items()}
         for name in self._copies:
             found = {key: tuple(values.shape) for key, values in saved[name].items()}
             if found != shapes:
@@ -280,14 +267,15 @@ class Snapshots:
                 "the snapshots were saved without the state of the reference's rule, which this "
                 "run has. Resume with the settings that the run was started with."
             )
-        for name, copy in self._copies.items():
-            for key, values in copy.items():
-                values.copy_(part(saved[name][key], self._live[key]))
+        for name in self._copies:
+            for key, values in self._copy(name).items():
+                values.copy_(part(saved[name][key], live[key]))
         self._epochs = state["epochs"]
         if isinstance(rule, StatefulRule):
             rule.load_state_dict(state["reference_reset"])
 
     def _copy(self, name: str) -> dict[str, Tensor]:
+        """The values of a copy, brought to where the parameters are, in no less than float32."""
         if name not in self._copies:
             close = get_close_matches(name, self._copies, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -295,7 +283,12 @@ class Snapshots:
                 f"there is no snapshot {name!r}.{hint} This run has {sorted(self._copies)}; "
                 "name the missing one when you make Snapshots."
             )
-        return self._copies[name]
+        copy = self._copies[name]
+        for key, parameter in self._live.now().items():
+            if not parameter.is_meta:  # nothing comes back from there
+                precision = torch.promote_types(copy[key].dtype, master_dtype(parameter))
+                copy[key] = copy[key].to(parameter.device, precision)
+        return copy
 
     def _refuse_while_in_use(self, verb: str) -> None:
         if self._in_use is not None:
@@ -303,18 +296,6 @@ class Snapshots:
                 f"cannot {verb} while {self._in_use!r} is in use: the network does not hold the "
                 "live values now. Leave the `with snapshots.use(...)` block first."
             )
-
-    @torch.no_grad()
-    def _clone(self) -> dict[str, Tensor]:
-        return {key: local(parameter).clone() for key, parameter in self._live.items()}
-
-    def _write(self, values: Mapping[str, Tensor]) -> None:
-        for key, parameter in self._live.items():
-            local(parameter).copy_(values[key])
-        for module in self._gathering:
-            # FSDP may keep the root's gathered weights after a forward pass, to save the gather of
-            # the backward pass; the next pass would run with the values of this one.
-            module.reshard()
 
 
 class _Bound(TensorDictModuleBase):

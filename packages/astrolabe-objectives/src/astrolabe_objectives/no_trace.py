@@ -1,0 +1,34 @@
+"""Passes that leave no trace: what the network draws and counts is the same for each that follows.
+
+Layers that are random in training (dropout) must mask the same in all passes that a loss compares,
+or equal weights would predict different things; and layers that keep statistics in buffers (batch
+norm, spectral norm) must not take in a pass of other weights.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def no_trace(network: nn.Module, inputs: Tensor) -> Iterator[None]:
+    """Put torch's random state and the network's buffers back as they were when a block ends.
+
+    Args:
+        network: What runs in the block.
+        inputs: What it runs on; the random states of the CPU, of its device and of the network's
+            are kept.
+    """
+    tensors = (inputs, *network.parameters(), *network.buffers())
+    devices = sorted({tensor.device for tensor in tensors if tensor.device.type == "cuda"}, key=str)
+    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in network.buffers()]
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, version, values in buffers:
+                if buffer._version != version:
+                    buffer.copy_(values)
