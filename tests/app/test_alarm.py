@@ -172,3 +172,21 @@ def test_what_is_trained_on_is_never_held_out(small_run):
     assert alarm.held_out == ["c"]
     assert alarm.trained == {"a": 1.0}
     assert alarm.units == {}
+
+
+def test_rounding_is_no_trend():
+    change, certainty = trend([0.5 + step * 6e-8 for step in range(8)])
+    assert abs(change) < 1e-6
+    assert certainty == 0.0
+    assert trend([0.5 + step * 1e-5 for step in range(8)])[1] > 3
+
+
+def test_rounding_of_a_held_out_reward_raises_no_alarm():
+    def readings(size):
+        return [
+            {"vq": [0.5 + n * 0.1, SPREAD], "mq": [0.5, 0.0], "judge": [0.7 - size * n, 0.0]}
+            for n in range(30)
+        ]
+
+    assert alarms(make(units={}, min_fall=0.0), readings(2e-8)) == []
+    assert alarms(make(units={}, min_fall=0.0), readings(1e-5)) != []

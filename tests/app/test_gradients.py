@@ -68,3 +68,15 @@ def test_between_updates_nothing_is_kept():
     assert not any(one() for one in handed)
     with pytest.raises(RuntimeError, match=r"Call clear\(\)"):
         gradients.add()
+
+
+def test_many_small_gradients_of_a_short_precision_add_up():
+    parameter = nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
+    gradients = Gradients({"weight": parameter}, ALONE)
+    gradients.clear()
+    for value in (1.0, *[1e-3] * 1000):
+        parameter.grad = torch.full_like(parameter, value)
+        gradients.add()
+    gradients.reduce()
+    small = float(torch.tensor(1e-3, dtype=torch.bfloat16))
+    assert parameter.grad.tolist() == pytest.approx([1 + 1000 * small] * 3, rel=2**-8)

@@ -34,6 +34,18 @@ def test_the_spread_is_that_inside_groups():
     assert math.isnan(spread(torch.full((6,), math.nan), GROUPS))
 
 
+def test_the_spread_of_rounding_is_0():
+    values = torch.tensor([0.5, 0.5 + 6e-8, 0.5 + 1.2e-7, 1.0, 3.0, 2.0])
+    assert spread(values, GROUPS) == pytest.approx(math.sqrt(2 / 6))
+    assert spread(values[:3], GROUPS[:3]) == 0.0
+
+
+def test_rounding_disagrees_with_nothing():
+    first = torch.tensor([1.0, 2, 3, 1, 2, 3])
+    second = torch.tensor([0.5 + 1.2e-7, 0.5 + 6e-8, 0.5, 4, 5, 6])
+    assert disagreement(torch.stack([first, second], dim=1), GROUPS) == pytest.approx(0.0)
+
+
 def batch(windows):
     shape = (4, windows)
     pixels = torch.randint(0, 256, (*shape, 3, 3, 8, 8), dtype=torch.uint8)

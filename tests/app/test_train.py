@@ -8,6 +8,7 @@ from astrolabe.clock import Clock
 from astrolabe.compose import compose
 from astrolabe.config import Disagreement, Part, RewardTerm
 from astrolabe.errors import ConfigError
+from astrolabe.memory_retry import MicroBatch
 from astrolabe.train import reseed, summarise, train, update
 from astrolabe_rollout.collector import make_collector
 from astrolabe_rollout.errors import CheckpointError
@@ -116,19 +117,25 @@ def test_samples_come_from_the_averaged_policy(parts):
     assert torch.equal(again["video", "latents"], batch["video", "latents"][:, 0])
 
 
-@pytest.mark.parametrize("micro_batch", [1, 3, 4])
+@pytest.mark.parametrize("micro_batch", [1, 2, 3])
 def test_the_size_of_micro_batches_changes_no_result(small_run, parts, micro_batch):
     batch = scored(parts)
     batch["kl", "selected"] = torch.tensor([True, True, False, True]).reshape(4, 1, 1)
     minibatch = batch.select(*parts.loss.in_keys).reshape(-1)
     spoil(parts)
-    results = []
+    results, passes = [], []
+    parts.loss.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
     for size in (4, micro_batch):
         before = {name: value.detach().clone() for name, value in parts.parameters.items()}
-        run = replace(small_run, train=replace(small_run.train, micro_batch=size))
-        plain = replace(parts, optimizer=torch.optim.SGD(parts.parameters.values(), lr=1.0))
+        plain = replace(
+            parts,
+            optimizer=torch.optim.SGD(parts.parameters.values(), lr=1.0),
+            micro_batch=MicroBatch(size),
+        )
         reseed(parts, seed=0, step=0)
-        metrics = update(minibatch, plain, run, Clock())
+        passes.clear()
+        metrics = update(minibatch, plain, small_run, Clock())
+        assert passes == [min(size, 4 - done) for done in range(0, 4, size)]
         after = torch.cat([value.detach().flatten() for value in parts.parameters.values()])
         results.append((metrics, after))
         with torch.no_grad():

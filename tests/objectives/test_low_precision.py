@@ -45,7 +45,7 @@ class Core(nn.Module):
             hidden = checkpoint(self.hidden, values, use_reentrant=False)
         else:
             hidden = self.hidden(values)
-        return self.head(hidden).movedim(-1, 2).to(noisy.dtype)
+        return self.head(hidden).movedim(-1, 2)
 
     def hidden(self, values):
         return torch.tanh(self.frozen(values) + self.adapter(self.dropout(values)))

@@ -122,6 +122,20 @@ def test_the_lora_of_a_half_precision_network_is_float32(saved, prepare):
     assert network.blocks[0].attn1.to_q(torch.ones(1, 16).bfloat16()).dtype == torch.bfloat16
 
 
+def test_small_steps_of_an_optimiser_reach_the_lora_of_a_half_precision_network():
+    network = build().to(torch.bfloat16)
+    add_lora(network, rank=4, alpha=4)
+    parameters = trainable_parameters(network)
+    before = {name: value.detach().clone() for name, value in parameters.items()}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-6, weight_decay=0.0)
+    for _ in range(10):
+        for value in parameters.values():
+            value.grad = torch.ones_like(value)
+        optimizer.step()
+    for name, value in parameters.items():
+        assert float((before[name] - value.detach()).mean()) == pytest.approx(1e-5, rel=0.01), name
+
+
 def test_the_seed_makes_the_start_and_the_global_random_state_is_left_alone():
     first, second, third = build(), build(), build()
     add_lora(first, rank=4, alpha=4, seed=1)

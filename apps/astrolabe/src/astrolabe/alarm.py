@@ -19,11 +19,13 @@ from itertools import combinations
 from statistics import median
 from typing import Any
 
+import torch
 from tensordict import TensorDictBase
 
 from astrolabe.config import Guard
 from astrolabe.errors import ConfigError
 from astrolabe.monitors import groups_of, spread
+from astrolabe_objectives.rounding import rounding
 
 
 class HackingAlarm:
@@ -156,8 +158,9 @@ def trend(values: Sequence[float]) -> tuple[float, float]:
     """Change of a series from end to end, and how sure its direction is.
 
     The change is the median slope of all pairs times the length (Theil-Sen); the certainty is the
-    Mann-Kendall statistic in standard deviations, of the sign of the trend. Ties are not corrected
-    for, which errs towards doubt.
+    Mann-Kendall statistic in standard deviations, of the sign of the trend. Values that differ by
+    no more than the rounding of float32 are ties. These are not corrected for, which errs towards
+    doubt.
 
     Example:
         >>> change, certainty = trend([0.0, 1.0, 2.0, 3.0, 4.0])
@@ -167,7 +170,12 @@ def trend(values: Sequence[float]) -> tuple[float, float]:
     count = len(values)
     pairs = list(combinations(enumerate(values), 2))
     slopes = [(later - earlier) / (end - start) for (start, earlier), (end, later) in pairs]
-    rising = sum((slope > 0) - (slope < 0) for slope in slopes)
+    blurs = rounding(torch.tensor(values, dtype=torch.float32)).tolist()
+    least = [max(pair) for pair in combinations(blurs, 2)]
+    rising = sum(
+        (later - earlier > blur) - (earlier - later > blur)
+        for ((_, earlier), (_, later)), blur in zip(pairs, least, strict=True)
+    )
     deviation = math.sqrt(count * (count - 1) * (2 * count + 5) / 18)
     sign = (rising > 0) - (rising < 0)
     return median(slopes) * (count - 1), (rising - sign) / deviation

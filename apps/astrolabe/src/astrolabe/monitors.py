@@ -9,6 +9,7 @@ from torch import Tensor
 
 from astrolabe_objectives.batch import group_ids
 from astrolabe_objectives.ranks import average_ranks
+from astrolabe_objectives.rounding import tied
 from astrolabe_rewards.monitors import FIGURES, diversity, drift
 
 MONITOR = "monitor"
@@ -60,7 +61,7 @@ def disagreement(scores: Tensor, groups: Tensor) -> float:
     """
     known = scores.isfinite().all(dim=1)
     found = []
-    for members in split(scores[known].double(), groups[known]):
+    for members in split(scores[known], groups[known]):
         ranks = average_ranks(members, torch.zeros(len(members)))  # [g, K]
         ranks = ranks - ranks.mean(0)
         size = ranks.norm(dim=0)
@@ -73,13 +74,23 @@ def disagreement(scores: Tensor, groups: Tensor) -> float:
 def spread(values: Tensor, groups: Tensor) -> float:
     """Standard deviation inside groups, pooled over all of them; NaN values are left out.
 
+    Values of a group that are equal but for rounding count as equal.
+
     Args:
         values: ``[n]``.
         groups: int64 ``[n]``.
     """
     known = values.isfinite()
-    parts = [part - part.mean() for part in split(values[known].double(), groups[known])]
+    parts = [
+        torch.zeros_like(part, dtype=torch.float64) if tied(part) else centred(part.double())
+        for part in split(values[known], groups[known])
+    ]
     return float(torch.cat(parts).square().mean().sqrt()) if parts else math.nan
+
+
+def centred(values: Tensor) -> Tensor:
+    """Values minus their mean."""
+    return values - values.mean()
 
 
 def split(values: Tensor, groups: Tensor) -> Iterator[Tensor]:

@@ -8,6 +8,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from astrolabe.compose import Parts
+from astrolabe_objectives.rounding import tied
 
 GROUP = ("prompt", "group")
 SEED = ("prompt", "seed")
@@ -52,7 +53,8 @@ class Extremes:
         worth = torch.zeros(len(batch))
         for name, weight in self.parts.alarm.trained.items():
             scores = batch["score", name].float().cpu().mean(dim=(1, 2))  # [n]
-            unit = self.parts.alarm.units.get(name) or float(scores.std(correction=0)) or 1.0
+            spread = 0.0 if tied(scores) else float(scores.std(correction=0))
+            unit = self.parts.alarm.units.get(name) or spread or 1.0
             worth += (weight / unit * scores).nan_to_num(0.0)
         values: list[float] = worth.tolist()
         return values

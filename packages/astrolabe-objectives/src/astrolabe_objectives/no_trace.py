@@ -23,12 +23,11 @@ def no_trace(network: nn.Module, inputs: Tensor) -> Iterator[None]:
     """
     tensors = (inputs, *network.parameters(), *network.buffers())
     devices = sorted({tensor.device for tensor in tensors if tensor.device.type == "cuda"}, key=str)
-    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in network.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     try:
         with torch.random.fork_rng(devices):
             yield
     finally:
         with torch.no_grad():
-            for buffer, version, values in buffers:
-                if buffer._version != version:
-                    buffer.copy_(values)
+            for buffer, values in buffers:
+                buffer.copy_(values)

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -23,6 +23,7 @@ from astrolabe_rewards.normalisation import (
     groups_of,
     merged,
     nearest,
+    standardised,
 )
 from astrolabe_rewards.reward import Reward, check_pixels
 from astrolabe_rewards.wire import UnavailableError
@@ -73,6 +74,8 @@ class CompositeReward(TensorDictModuleBase):
             not fit.
     """
 
+    moments: Tensor
+
     def __init__(
         self,
         rewards: Mapping[str, tuple[Scorer, float]],
@@ -107,6 +110,14 @@ class CompositeReward(TensorDictModuleBase):
         self.out_keys = [*((SCORE, name) for name in rewards), VALID, REWARD]
         # Count, mean and sum of squared deviations of each term (Welford), for "running".
         self.register_buffer("moments", torch.zeros(len(rewards), 3, dtype=torch.float64))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Torch's way to move and cast a module: the moments move, but keep their precision."""
+        before = self.moments
+        super()._apply(fn, recurse)
+        if self.moments.dtype != before.dtype:
+            self.moments = before.to(self.moments.device)
+        return self
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Score a batch of any shape and sum the scores up: `score`, then `combine`."""
@@ -153,14 +164,15 @@ class CompositeReward(TensorDictModuleBase):
         """The scores of all terms on the common scale, by name."""
         if self.normalise == "fixed":
             return {
-                name: (scores - self.statistics[name][0]) / self.statistics[name][1]
+                name: standardised(scores, *self.statistics[name])
                 for name, scores in scored.items()
             }
         if self.normalise == "group":
             groups = groups_of(batch, self.group_key, self.index_key)
             return {name: by_group(scores, groups, valid) for name, scores in scored.items()}
         if self.normalise == "running":
-            moments = cast(Tensor, self.moments)
+            moments = self.moments.double()
+            self.moments = moments  # the same, unless a state of less precision was put in place
             for index, scores in enumerate(scored.values() if self.training else ()):
                 moments[index] = merged(moments[index], scores[valid])
             return {

@@ -9,6 +9,8 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
+from astrolabe_rewards.rounding import rounding
+
 Normalise = Literal["none", "fixed", "running", "group"]
 #: Mean and standard deviation of a term.
 Statistics = Mapping[str, tuple[float, float]]
@@ -25,7 +27,14 @@ def by_moments(scores: Tensor, moments: Tensor) -> Tensor:
     """
     count, mean, squares = map(float, moments)
     std = math.sqrt(squares / count) if count else 1.0
-    return (scores - mean) / max(std, _STD_FLOOR)
+    return standardised(scores, mean, max(std, _STD_FLOOR))
+
+
+def standardised(scores: Tensor, mean: float, std: float) -> Tensor:
+    """Return ``(scores - mean) / std``; 0 where a score differs from the mean by rounding alone."""
+    gaps = scores - mean
+    blur = float(rounding(torch.tensor(mean, dtype=torch.float64), scores.dtype))
+    return torch.where(gaps.abs() <= blur, 0.0, gaps) / max(std, blur)
 
 
 def merged(moments: Tensor, values: Tensor) -> Tensor:
@@ -56,7 +65,7 @@ def by_group(scores: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
         valid: bool ``[*B, 1]``; the others are left out and get 0.
 
     Returns:
-        float32 ``[*B, 1]``; 0 in a group whose scores are all equal.
+        float32 ``[*B, 1]``; 0 in a group whose scores are all equal but for rounding.
     """
     # On the CPU: the order of a sum on a GPU is not fixed, and a resumed run must repeat it.
     counted = valid.reshape(-1).cpu()
@@ -64,10 +73,20 @@ def by_group(scores: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
     zeros = torch.zeros(len(values), dtype=torch.float64)  # no more groups than videos
     sizes = zeros.index_add(0, groups, counted.double()).clamp(min=1)
     means = zeros.index_add(0, groups, values) / sizes
-    gaps = torch.where(counted, values - means[groups], 0.0)
+    blur = torch.where(counted, rounding(scores.reshape(-1).cpu(), scores.dtype), 0.0)
+    tied = _range(values[counted], groups[counted], zeros) <= zeros.scatter_reduce(
+        0, groups, blur, "amax"
+    )
+    gaps = torch.where(counted & ~tied[groups], values - means[groups], 0.0)
     stds = (zeros.index_add(0, groups, gaps.square()) / sizes).sqrt()
     normal = gaps / stds[groups].clamp(min=_STD_FLOOR)
     return normal.float().reshape(scores.shape).to(scores.device)
+
+
+def _range(values: Tensor, groups: Tensor, zeros: Tensor) -> Tensor:
+    """Largest minus smallest value of each group, 0 for an empty one, like ``zeros``."""
+    highest = zeros.scatter_reduce(0, groups, values, "amax", include_self=False)
+    return highest - zeros.scatter_reduce(0, groups, values, "amin", include_self=False)
 
 
 def groups_of(batch: TensorDictBase, group_key: NestedKey, index_key: NestedKey) -> Tensor:
