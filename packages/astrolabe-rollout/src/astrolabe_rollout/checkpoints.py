@@ -22,12 +22,14 @@ from astrolabe_rollout.conversion import (
     unwrap,
 )
 from astrolabe_rollout.errors import CheckpointError
+from astrolabe_rollout.quantised import dequantise
+from astrolabe_rollout.wan_config import check_scheduler, check_transformer, read_json
 
 ENDINGS: Final = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 WAN_HEAD_DIM: Final = 128
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
+def load_checkpoint(path: str | Path, eight_bits: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Read a Wan checkpoint and name its tensors as diffusers does.
 
     Files are mapped into memory, so that only what is used is read.
@@ -36,6 +38,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
         path: A ``.safetensors`` file; a ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` of torch, which is
             read without running any code in it; or a folder that holds one of these, the shards of
             one, or a folder ``transformer`` with them. Names are the original ones or diffusers'.
+        eight_bits: What weights stored in 8 bits become, their scales applied.
 
     Returns:
         Tensors on the CPU by diffusers' names; names that are neither are kept.
@@ -48,8 +51,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
         content: dict[str, Tensor] = {}
         for file in _files_of(path):
             content |= unwrap(read_file(file))
-        return to_diffusers(strip_prefixes(content))
-    return to_diffusers(strip_prefixes(unwrap(read_file(path))))
+        return to_diffusers(dequantise(strip_prefixes(content), eight_bits))
+    found = strip_prefixes(unwrap(read_file(path)))
+    return to_diffusers(dequantise(found, eight_bits))
 
 
 def read_file(path: Path) -> object:
@@ -133,16 +137,15 @@ def read_config(path: Path) -> dict[str, Any] | None:
     """Return the configuration beside the weights of a diffusers folder, None if there is none.
 
     Raises:
-        CheckpointError: If the file is damaged.
+        CheckpointError: If the file is damaged, or describes a model that is not supported.
     """
+    scheduler = path / "scheduler" / "scheduler_config.json"
+    if scheduler.is_file():
+        check_scheduler(read_json(scheduler), repr(str(scheduler)))
     for file in (path / "config.json", path / "transformer" / "config.json"):
         if file.is_file():
-            try:
-                config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise CheckpointError(
-                    f"{str(file)!r} is no JSON ({error}). Download it again."
-                ) from error
+            config = read_json(file)
+            check_transformer(config, repr(str(file)))
             return config
     return None
 
@@ -221,6 +224,8 @@ def _likely_cause(expected: Shapes, found: Shapes) -> str:
         return "The network has a LoRA already: load the base weights before add_lora."
     if any("lora_" in name for name in found):
         return "It is a LoRA: load the base model first and the adapter with load_lora."
+    if any("quant" in name or "absmax" in name or "_scale" in name for name in found):
+        return "Its weights are quantised: get it in 16 bits, or in fp8 with one scale a layer."
     if not expected.keys() & found.keys():
         return "It is not a Wan transformer, or its names are of an unknown kind."
     if any("img_emb" in name or "k_img" in name or "add_k_proj" in name for name in found):

@@ -43,8 +43,10 @@ ORIGINAL_TO_DIFFUSERS: Final[Mapping[str, str]] = {
 }
 DIFFUSERS_TO_ORIGINAL: Final = {theirs: ours for ours, theirs in ORIGINAL_TO_DIFFUSERS.items()}
 
-#: Where training code puts the generator's weights; of several, the first is to be sampled from.
-CONTAINERS: Final = ("generator_ema", "generator", "model", "state_dict")
+#: Where training code puts averaged weights, which are to be sampled from if there are any.
+AVERAGED: Final = ("generator_ema", "model_ema", "ema_model", "ema")
+#: Where it puts the generator's weights, in a file of several things.
+CONTAINERS: Final = (*AVERAGED, "generator", "model", "state_dict", "module")
 #: Parts that wrappers put anywhere into a name: torch.compile, FSDP, activation checkpointing, DDP,
 #: DeepSpeed and Lightning. No layer of Wan is called so.
 WRAPPERS: Final = (
@@ -83,26 +85,48 @@ def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def unwrap(content: object) -> Mapping[str, Tensor]:
     """Find the tensors by name in what a checkpoint file holds.
 
+    Averaged weights are taken before others; where their place is empty, as before an average has
+    begun, it is passed over.
+
     Raises:
-        CheckpointError: If there are none.
+        CheckpointError: If there are none, or the averaged ones are only some of the weights.
     """
-    if isinstance(content, Mapping):
-        for name in CONTAINERS:
-            if isinstance(content.get(name), Mapping):
-                content = content[name]
-                break
     if not isinstance(content, Mapping):
         raise CheckpointError(
-            f"the checkpoint holds a {type(content).__name__}, not tensors by name. "
-            f"It should be a flat dictionary of them, or hold one as {' or '.join(CONTAINERS)}."
+            f"the checkpoint holds a {type(content).__name__}, not tensors by name. {_EXPECTED}"
         )
+    places = [name for name in CONTAINERS if isinstance(content.get(name), Mapping)]
+    filled = [name for name in places if content[name]]
+    if filled:
+        found = unwrap(content[filled[0]])
+        for name in filled[1:] if filled[0] in AVERAGED else ():
+            _check_whole(filled[0], found, name, content[name])
+        return found
     strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if strangers or not content:
         raise CheckpointError(
             f"the checkpoint holds {some(strangers) or 'nothing'} where tensors were expected. "
-            f"It should be a flat dictionary of them, or hold one as {' or '.join(CONTAINERS)}."
+            f"{_EXPECTED}"
         )
     return content
+
+
+_EXPECTED: Final = (
+    f"It should be a flat dictionary of them, or hold one as {' or '.join(CONTAINERS)}."
+)
+
+
+def _check_whole(
+    name: str, averaged: Mapping[str, Tensor], other: str, weights: Mapping[str, object]
+) -> None:
+    """Refuse an average of some weights only: neither it nor a mixture is anybody's model."""
+    held, whole = ({bare(key) for key in state} for state in (averaged, weights))
+    if held < whole:
+        lacking = sorted(whole - held)
+        raise CheckpointError(
+            f"the checkpoint's {name} lacks {len(lacking)} of the {len(whole)} tensors of its "
+            f"{other}: {some(lacking)}. Save the one that you want as a file of its own."
+        )
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

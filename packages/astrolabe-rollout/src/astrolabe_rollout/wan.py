@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from transformers import AutoTokenizer, UMT5EncoderModel
 
 from astrolabe_rollout.checkpoints import (
     infer_config,
@@ -33,6 +31,7 @@ from astrolabe_rollout.needs import COMPONENT_PARTS, COMPONENTS, SOURCES
 from astrolabe_rollout.schedule import FlowSchedule
 from astrolabe_rollout.text import TextEncoder
 from astrolabe_rollout.transformer import CausalWan
+from astrolabe_rollout.wan_components import load_codec, load_text_encoder
 from astrolabe_rollout.wan_vae import WanCodec
 
 Size = Literal["1.3b", "14b"]
@@ -126,10 +125,13 @@ def load_wan(
         network.set_attention_backend(attention)
     if compile:
         transformer.compile_blocks()
+    text = load_text_encoder(folder, DTYPES[dtype], _device(text_device) if text_device else where)
+    codec = load_codec(folder, DTYPES[dtype], where)
+    _check_fit(network, text, codec, geometry)
     return VideoModel(
         transformer,
-        load_text_encoder(folder, DTYPES[dtype], _device(text_device) if text_device else where),
-        load_codec(folder, DTYPES[dtype], where),
+        text,
+        codec,
         schedule,
         denoising_steps=tuple(denoising_steps),
         first_steps=tuple(first_steps) or None,
@@ -137,6 +139,24 @@ def load_wan(
         rebuild=rebuild or None,
         warped=warped,
     ).freeze()
+
+
+def _check_fit(
+    network: WanTransformer3DModel, text: TextEncoder, codec: WanCodec, geometry: Geometry
+) -> None:
+    """Refuse parts whose sizes differ where they meet."""
+    wan: Any = network.config  # diffusers types it as a dict
+    assert text.encoder is not None
+    for what, theirs, ours in (
+        ("in_channels", wan.in_channels, geometry.channels),
+        ("text_dim", wan.text_dim, text.encoder.config.d_model),
+        ("z_dim of the VAE", len(codec.mean.flatten()), geometry.channels),
+    ):
+        if theirs != ours:
+            raise CheckpointError(
+                f"checkpoint and components do not fit each other: {what} is {theirs}, {ours} is "
+                "needed. Set model.options.checkpoint and components to parts of one model."
+            )
 
 
 def load_network(
@@ -152,7 +172,7 @@ def load_network(
     Raises:
         CheckpointError: If the file is damaged or of another model.
     """
-    state = load_checkpoint(path)
+    state = load_checkpoint(path, dtype or torch.float32)
     config: dict[str, Any] = (read_config(path) if path.is_dir() else None) or infer_config(state)
     if size is not None:
         layers, heads = config["num_layers"], config["num_attention_heads"]
@@ -166,39 +186,6 @@ def load_network(
     network = meta_network(config)
     load_into(network, state, dtype)
     return network
-
-
-def load_text_encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> TextEncoder:
-    """Load UMT5 and its tokenizer from a diffusers folder of Wan; prompts have 512 tokens."""
-    with _reading(folder / "text_encoder"):
-        encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype)
-    with _reading(folder / "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    return TextEncoder(encoder, tokenizer, length=512).to(device)
-
-
-def load_codec(folder: Path, dtype: torch.dtype, device: torch.device) -> WanCodec:
-    """Load Wan's VAE from a diffusers folder."""
-    with _reading(folder / "vae"):
-        vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=dtype)
-    return WanCodec(vae).to(device)
-
-
-class _reading:  # noqa: N801  # reads like the function that it stands for
-    """Name the folder when a library cannot load it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (OSError, ValueError, RuntimeError)):
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(
-                f"{str(self.folder)!r} cannot be loaded ({reason}). Download it again, or set "
-                "model.options.components to a complete folder."
-            ) from error
 
 
 def _device(name: str) -> torch.device:

@@ -7,6 +7,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor, nn
 
+from astrolabe_rollout.wan_config import check_vae
+
 
 class WanCodec(nn.Module):
     """Pixels to normalised latents and back.
@@ -16,6 +18,9 @@ class WanCodec(nn.Module):
 
     Args:
         vae: diffusers' VAE, of any size; frozen.
+
+    Raises:
+        CheckpointError: If its configuration is not one of Wan 2.1's; see `check_vae`.
     """
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
@@ -24,6 +29,7 @@ class WanCodec(nn.Module):
         self.mean: Tensor
         self.std: Tensor
         config: Any = vae.config  # diffusers types it as a dict
+        check_vae(config, "the VAE")
         shape = (1, 1, -1, 1, 1)
         self.register_buffer("mean", torch.tensor(config.latents_mean).view(shape), False)
         self.register_buffer("std", torch.tensor(config.latents_std).view(shape), False)
