@@ -310,7 +310,7 @@ def test_weights_of_peft_whose_settings_are_elsewhere_are_refused(tmp_path):
     save_file(named(PLAIN, lambda layer: f"base_model.model.{layer}"), tmp_path / "a.safetensors")
     (tmp_path / "a.safetensors").rename(tmp_path / "adapter_model.safetensors")
     for path in (tmp_path, tmp_path / "adapter_model.safetensors"):
-        with pytest.raises(CheckpointError, match=r"no adapter_config\.json in"):
+        with pytest.raises(CheckpointError, match=r"in adapter_config\.json, and there is none"):
             load_lora(build(), path)
 
 

@@ -86,7 +86,10 @@ def read_lora(path: str | Path) -> Adapter:
     strength = scales(file, entries, statements)
     if strength is None:
         if file.stem == Path(WEIGHTS_FILE).stem:
-            raise CheckpointError(_missing(file.parent / CONFIG_FILE))
+            raise CheckpointError(
+                f"peft states how strong {str(file)!r} is in {CONFIG_FILE}, and there is none "
+                "beside it. Put it there: it was saved or published with the weights."
+            )
         logger.info("%s states no alpha: taken as the rank of each layer", file)
         strength = dict.fromkeys(entries.ranks, 1.0)
     settings = next(iter(peft.values()), {})

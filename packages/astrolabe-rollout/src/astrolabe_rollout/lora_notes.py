@@ -12,7 +12,14 @@ from astrolabe_rollout.conversion import bare
 from astrolabe_rollout.errors import CheckpointError
 from astrolabe_rollout.lora_config import of_peft
 from astrolabe_rollout.lora_names import Entries
-from astrolabe_rollout.lora_scale import RSLORA, Statement, number, of_settings, speaks_of_strength
+from astrolabe_rollout.lora_scale import (
+    HOW_TO_STATE,
+    RSLORA,
+    Statement,
+    number,
+    of_settings,
+    speaks_of_strength,
+)
 
 CONFIG_FILE: Final = "adapter_config.json"
 
@@ -120,8 +127,7 @@ def _is_kohyas_own(
         return True
     raise CheckpointError(
         f"the header of {str(file)!r}, with ss_network_alpha {alpha:g} and ss_network_dim {rank}, "
-        f"is of a program of kohya's, but the file {doubt}. Say how strong it is: put an "
-        f'{CONFIG_FILE} with "peft_type": "LORA", "r" and "lora_alpha" beside it.'
+        f"is of a program of kohya's, but the file {doubt}. Say how strong it is: {HOW_TO_STATE}."
     )
 
 

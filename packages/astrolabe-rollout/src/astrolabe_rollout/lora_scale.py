@@ -29,6 +29,9 @@ _UNKNOWN: Final = re.compile(r"scale|scaling|alphas|\w*(lora|network|adapter)\w*
 #: What kohya's programs write in place of a number that there is not, or not one of.
 _NONE: Final = ("", "none", "null", "dynamic")
 _ROUNDING: Final = 1e-6
+HOW_TO_STATE: Final = (
+    'put an adapter_config.json with "peft_type": "LORA" beside it that states r, lora_alpha'
+)
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,8 @@ def scales(
     if not found and any(one.rslora for one in statements):
         raise CheckpointError(
             f"{str(path)!r} is said to be stabilised by rank, but its header has no alpha; what "
-            "entries of alpha mean then, programs see differently. State lora_alpha and use_rslora "
-            "in its header or in an adapter_config.json beside it, and leave out such entries."
+            f"entries of alpha mean then, programs see differently. Leave them out, and "
+            f"{HOW_TO_STATE} and use_rslora."
         )
     if entries.alphas:
         found.append(("its entries of alpha", *_of_entries(entries)))
@@ -124,8 +127,8 @@ def of_settings(settings: Mapping[str, Any], place: str) -> Statement:
         known = name in ALPHAS or _stated(value) in (None, "1", "1.0")
         if _UNKNOWN.fullmatch(name) and not known:
             raise CheckpointError(
-                f"{place} has {name} = {value!r}, and it is not known what that scales. State the "
-                "strength there, or in an adapter_config.json beside it, as lora_alpha and r."
+                f"{place} has {name} = {value!r}, and it is not known what that scales. Take it "
+                f"out, and {HOW_TO_STATE}."
             )
     alphas, ranks = (_pattern(settings, name, place) for name in _PATTERNS)
     return Statement(
