@@ -6,9 +6,10 @@ import pytest
 
 NAMES = {
     "astrolabe_rollout": """CausalWan CheckpointError ChunkStream Denoiser FlowSchedule Geometry
-        GroupSampler KVCache PromptEnv PromptFileError StreamingPolicy VideoModel add_lora
-        export_transformer full_state load_checkpoint load_into load_lora load_tiny
-        make_collector merge_lora read_prompts sample_chunk save_lora shard trainable_parameters""",
+        GroupSampler KVCache PrecisionWarning PromptEnv PromptFileError StreamingPolicy VideoModel
+        add_lora export_lora export_transformer full_state load_checkpoint load_into load_lora
+        load_tiny make_collector merge_lora read_prompts sample_chunk save_lora shard
+        trainable_parameters""",
     "astrolabe_rewards": """AttributeTA CachedReward CompositeReward FlowMQ Monitors PixelCheck
         Reward SharpnessVQ TinyTextReward WeightsError""",
     "astrolabe_objectives": """AdaptiveReferenceReset AnchoredLoss CMGRPOLoss DPOLoss DenoisingLoss

@@ -9,14 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from astrolabe_rollout.errors import CheckpointError
-from astrolabe_rollout.lora import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    add_lora,
-    load_lora,
-    save_lora,
-    trainable_parameters,
-)
+from astrolabe_rollout.lora import add_lora, load_lora, save_lora, trainable_parameters
+from astrolabe_rollout.lora_files import CONFIG_FILE, WEIGHTS_FILE
 
 
 def build(num_layers=2, head_dim=8, seed=0):

@@ -208,26 +208,41 @@ def evaluate(
 @commands.command(
     epilog=examples(
         "astrolabe export runs/short adapter",
-        "astrolabe export runs/short merged.safetensors --format merged",
+        "astrolabe export runs/short adapter.safetensors --format original",
+        "astrolabe export runs/short merged.safetensors --format merged --dtype bf16",
     )
 )
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     target: Annotated[Path, typer.Argument(help="File or folder to write.")],
     kind: Annotated[
-        str, typer.Option("--format", help="lora: the adapter alone; merged: the whole model.")
+        str,
+        typer.Option("--format", help="lora, diffusers or original: the adapter; merged: all."),
     ] = "lora",
+    dtype: Annotated[
+        str, typer.Option(help="Of merged: bf16, fp16, fp32; keep: as the checkpoint was.")
+    ] = "keep",
     overwrite: Annotated[bool, typer.Option(help="Replace a target that exists.")] = False,
 ) -> None:
-    """Write what a run has trained for use elsewhere.
+    """Write what a run has trained for use elsewhere, and say what opens it.
 
-    A LoRA becomes a folder that peft and diffusers read. A merged model is written as `astrolabe
-    convert` does: .safetensors, .pt, or a folder of diffusers.
+    lora: a folder for diffusers (WanPipeline.load_lora_weights), peft (PeftModel.from_pretrained)
+    and lora.start of another run. diffusers: a folder for WanPipeline alone, half as large.
+    original: a file .safetensors of Wan's own names and an alpha for each layer, which WanPipeline
+    and lora.start read too.
+
+    merged: the whole model, as `astrolabe convert` writes it. A folder is for diffusers'
+    WanTransformer3DModel.from_pretrained, .safetensors for its from_single_file, .pt has the layout
+    of Self-Forcing; all three go on as model.options.checkpoint. The adapter is added in float32 to
+    the checkpoint that the run began with; how much of it arrived in the precision of --dtype is
+    said, with a warning if it is not all.
     """
+    from astrolabe.export import advice
     from astrolabe.export import export as export_run
 
-    export_run(run, target, kind=kind, overwrite=overwrite)
-    typer.echo(target)
+    strength = export_run(run, target, kind=kind, dtype=dtype, overwrite=overwrite, say=typer.echo)
+    if strength is not None and not strength.holds:
+        typer.echo(f"warning: {advice(strength)}", err=True)
 
 
 @commands.command(

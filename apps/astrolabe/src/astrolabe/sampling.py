@@ -112,11 +112,11 @@ def one_by_one(step: Sample) -> Sample:
     return each
 
 
-def load_trained(model: VideoModel, folder: RunFolder) -> Path:
-    """Put the averaged adapter of a run's newest checkpoint on its model; return the checkpoint.
+def newest_checkpoint(folder: RunFolder) -> Path:
+    """Return the folder of a run's newest checkpoint.
 
     Raises:
-        CheckpointError: If there is none, or it is damaged or of another model.
+        CheckpointError: If there is none, or it is damaged.
     """
     checkpoint = folder.newest()
     if checkpoint is None:
@@ -124,5 +124,15 @@ def load_trained(model: VideoModel, folder: RunFolder) -> Path:
             f"{str(folder.path)!r} has no checkpoint yet. "
             f"Train on with: astrolabe train --resume {folder.path}"
         )
+    return checkpoint
+
+
+def load_trained(model: VideoModel, folder: RunFolder) -> Path:
+    """Put the averaged adapter of a run's newest checkpoint on its model; return the checkpoint.
+
+    Raises:
+        CheckpointError: If there is none, or it is damaged or of another model.
+    """
+    checkpoint = newest_checkpoint(folder)
     load_lora(model.transformer.network, checkpoint / LORA)
     return checkpoint

@@ -118,12 +118,33 @@ def load_into(
         )
     on_meta = any(value.is_meta for value in network.parameters())
     if on_meta and dtype is not None:
-        precise = tuple(getattr(network, "_keep_in_fp32_modules", None) or ())
         state = {
-            name: value.to(torch.float32 if any(part in name for part in precise) else dtype)
+            name: rounded(name, value, torch.float32 if is_precise(network, name) else dtype)
             for name, value in state.items()
         }
     network.load_state_dict(state, assign=on_meta)
+
+
+def is_precise(network: nn.Module, name: str) -> bool:
+    """Whether diffusers keeps a parameter in float32, whatever the precision of the others."""
+    parts = getattr(network, "_keep_in_fp32_modules", None) or ()
+    return any(part in name for part in parts)
+
+
+def rounded(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in another precision.
+
+    Raises:
+        CheckpointError: If one of its numbers is too large for it.
+    """
+    result = value.to(dtype)
+    # Only float16 ends before the others do.
+    if dtype == torch.float16 and result.isinf().sum() > value.isinf().sum():
+        raise CheckpointError(
+            f"{name!r} has numbers up to {float(value.abs().max()):.3g}, and fp16 ends at "
+            f"{torch.finfo(dtype).max:.0f}. Choose bf16 or fp32."
+        )
+    return result
 
 
 def meta_network(config: Mapping[str, Any]) -> WanTransformer3DModel:

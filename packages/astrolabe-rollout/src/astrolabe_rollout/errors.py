@@ -7,3 +7,7 @@ class CheckpointError(ValueError):
 
 class PromptFileError(ValueError):
     """A file of prompts that is missing, empty, not UTF-8, or has an entry that does not fit."""
+
+
+class PrecisionWarning(UserWarning):
+    """Numbers that are too small for the precision they were added in."""

@@ -1,16 +1,33 @@
-"""The transformer as others read it: diffusers' folder, or one file with Wan's own names."""
+"""What was trained as others read it: the transformer, or its LoRA alone."""
 
 import os
-import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import torch
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import Tensor
 
 from astrolabe_rollout.conversion import to_original
+from astrolabe_rollout.lora_files import read_lora
+from astrolabe_rollout.lora_formats import write_diffusers, write_original, write_peft
+from astrolabe_rollout.lora_notes import CONFIG_FILE
+
+MERGED: Final = "merged"
+#: Endings of a target by format; none: a folder.
+ENDINGS: Final[Mapping[str, tuple[str, ...]]] = {
+    "lora": ("",),
+    MERGED: ("", ".safetensors", ".pt"),
+    "diffusers": ("",),
+    "original": (".safetensors",),
+}
+#: Files by which a folder is known as one that may be replaced.
+OURS: Final = ("config.json", CONFIG_FILE, LORA_WEIGHT_NAME_SAFE)
 
 
 def export_transformer(
@@ -34,26 +51,72 @@ def export_transformer(
     check_target(target, overwrite=overwrite)
     if getattr(network, "peft_config", None):
         raise ValueError("the network has a LoRA. Merge it first with merge_lora(network).")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=target.parent) as folder:
-        fresh = Path(folder) / target.name
+    with _replacing(target) as fresh:
         if target.suffix == "":
             network.save_pretrained(fresh)
         else:
             _save_original(network.state_dict(), fresh)
-        if target.is_dir():
-            shutil.rmtree(target)
+
+
+def export_lora(
+    source: str | Path, target: str | Path, *, kind: str = "lora", overwrite: bool = False
+) -> None:
+    """Write a LoRA for another program.
+
+    Args:
+        source: An adapter of any kind that `astrolabe_rollout.lora_files.read_lora` reads.
+        target: A folder, or for ``original`` a file. It appears when it is complete.
+        kind: ``lora``: a folder for peft's ``PeftModel.from_pretrained``, for diffusers'
+            ``WanPipeline.load_lora_weights``, and for `load_lora`. ``diffusers``: a folder without
+            peft's files, half as large. ``original``: one file of Wan's own names, with an alpha
+            for each layer, for ``load_lora_weights`` and `load_lora`.
+        overwrite: Whether a target that exists is replaced.
+
+    Raises:
+        CheckpointError: If the source is no LoRA, or holds what the format has no place for.
+        ValueError: If the kind is unknown, or the target has another ending.
+        FileExistsError: If the target exists.
+        OSError: If it cannot be written, or the disk is full.
+    """
+    target = Path(target)
+    check_target(target, overwrite=overwrite, kind=kind)
+    if kind == MERGED:
+        raise ValueError("a LoRA alone is no whole model. Use merge_lora and export_transformer.")
+    adapter = read_lora(source)
+    with _replacing(target) as fresh:
+        if kind == "original":
+            write_original(adapter.weights, adapter.scales, fresh)
+            return
+        if kind == "lora":
+            write_peft(adapter.config, adapter.weights, fresh)
+        write_diffusers(adapter.config, adapter.weights, fresh)
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """Where a target is written before it takes its place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=target.parent) as folder:
+        fresh = Path(folder) / target.name
+        yield fresh
+        if target.exists():  # no folder takes the place of another by itself
+            os.replace(target, fresh.with_name(f"{target.name}.earlier"))
         os.replace(fresh, target)
 
 
-def check_target(target: Path, *, overwrite: bool) -> None:
-    """Refuse a target before any work is done; see `export_transformer`.
+def check_target(target: Path, *, overwrite: bool, kind: str = MERGED) -> None:
+    """Refuse a target before any work is done; see `export_transformer` and `export_lora`.
 
     Raises:
-        ValueError: If the ending is unknown.
+        ValueError: If the kind is unknown, or the ending is not one of it.
         FileExistsError: If the target exists and may not be replaced.
     """
-    if target.suffix not in ("", ".safetensors", ".pt"):
+    if kind not in ENDINGS:
+        raise ValueError(f"the format is {kind!r}. Choose from: {', '.join(ENDINGS)}.")
+    if kind != MERGED and target.suffix not in ENDINGS[kind]:
+        what = "a file .safetensors" if ENDINGS[kind][0] else "a folder. Leave out the ending"
+        raise ValueError(f"{str(target)!r}: with {kind} a LoRA is written as {what}.")
+    if target.suffix not in ENDINGS[kind]:
         raise ValueError(
             f"{str(target)!r} ends in {target.suffix!r}. Give .safetensors for one file with Wan's "
             "names, .pt for the layout of Self-Forcing, or no ending for a folder of diffusers."
@@ -62,7 +125,7 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         raise FileExistsError(
             f"{str(target)!r} exists. Choose another name, or allow to overwrite."
         )
-    ours = (target / "config.json").is_file() or (target / "adapter_config.json").is_file()
+    ours = any((target / name).is_file() for name in OURS)
     if target.is_dir() and not ours and any(target.iterdir()):
         raise FileExistsError(
             f"{str(target)!r} is a folder with other things in it. Choose another name."

@@ -1,34 +1,32 @@
 """LoRA on diffusers' Wan transformer: peft's layers, peft's files.
 
 The trained weights of a run are one adapter. Older versions of it ("old", "reference") are copies
-of its values, not adapters of their own, so nothing here switches between adapters. To merge it
-into the base for inference, and back, use diffusers' ``network.fuse_lora()``, ``unfuse_lora()``.
+of its values, not adapters of their own, so nothing here switches between adapters. `merge_lora`
+adds it to the base in float32; diffusers' ``network.fuse_lora()`` adds in the base's precision, in
+which half of a small update is lost.
 """
 
 import difflib
-import json
 import math
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 import torch
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.functional import cast_adapter_dtype
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from astrolabe_rollout.checkpoints import load_checkpoint
 from astrolabe_rollout.conversion import difference
-from astrolabe_rollout.errors import CheckpointError
-from astrolabe_rollout.lora_files import WEIGHTS_FILE, Adapter, read_lora
-from astrolabe_rollout.lora_names import PREFIX
-from astrolabe_rollout.lora_notes import CONFIG_FILE
+from astrolabe_rollout.errors import CheckpointError, PrecisionWarning
+from astrolabe_rollout.lora_files import Adapter, read_lora
+from astrolabe_rollout.lora_formats import write_peft
+from astrolabe_rollout.merging import Strength, merge, source_of, warn_if_weak, with_updates
 
 #: All ten linear layers of a block: two attentions with four each, and the feed-forward's two.
 LORA_TARGETS: Final = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
@@ -124,29 +122,8 @@ def save_lora(
     config = _adapter(network)
     if config is None:
         raise ValueError("the network has no LoRA to save. Call add_lora first.")
-    if isinstance(config.target_modules, set):  # in another order every time Python starts
-        config.target_modules = sorted(config.target_modules)
-    # diffusers reads the settings from the weights' header and would take alpha = rank without it.
-    header = {
-        f"{PREFIX}{name}": getattr(config, name)
-        for name in (
-            *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"),
-            *("lora_dropout", "target_modules"),
-        )
-    }
-    weights = {
-        f"{PREFIX}{name}": value.detach().cpu().contiguous()
-        for name, value in get_peft_model_state_dict(network, values, ADAPTER).items()
-    }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as fresh:
-        config.save_pretrained(fresh)
-        # One entry alone: the order of several would differ from save to save.
-        metadata = {LORA_ADAPTER_METADATA_KEY: json.dumps(header, sort_keys=True)}
-        Path(fresh, WEIGHTS_FILE).write_bytes(save(weights, metadata))
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            os.replace(Path(fresh, name), folder / name)
+    weights = get_peft_model_state_dict(network, values, ADAPTER)
+    write_peft(config, weights, Path(folder))
 
 
 def load_lora(network: WanTransformer3DModel, path: str | Path) -> None:
@@ -185,16 +162,60 @@ def load_lora(network: WanTransformer3DModel, path: str | Path) -> None:
     set_peft_model_state_dict(network, dict(adapter.weights), adapter_name=ADAPTER)
 
 
-def merge_lora(network: WanTransformer3DModel) -> None:
+def merge_lora(
+    network: WanTransformer3DModel, dtype: torch.dtype | None = None, *, precise: bool = False
+) -> Strength:
     """Add the LoRA to the base weights for good; a new one can be added then.
+
+    It is added in float32 and rounded once, layer by layer. A network in half precision that
+    `load_network` made is merged from the digits of its checkpoint, which is read again.
+
+    Args:
+        network: A network with a LoRA. On an error it is not whole.
+        dtype: Precision of all weights afterwards; None: each keeps its own.
+        precise: Whether what diffusers keeps in float32 stays so, whatever ``dtype`` is.
+
+    Returns:
+        How much of the LoRA arrived. A `PrecisionWarning` is shown if it does not hold.
 
     Raises:
         ValueError: If the network has no LoRA.
+        CheckpointError: If it is no plain LoRA, or ``dtype`` ends before the weights do.
     """
     if _adapter(network) is None:
         raise ValueError("the network has no LoRA to merge. Call load_lora first.")
-    network.fuse_lora()  # type: ignore[no-untyped-call]
+    update = _taken(network)
+    exact = None
+    if any(value.dtype.itemsize < 4 for value in network.parameters()):
+        exact = _exact(network)
+    strength = merge(network, update, ADAPTER, exact=exact, dtype=dtype, precise=precise)
+    warn_if_weak(strength, "Keep it apart with load_lora alone, or merge with dtype=torch.float32.")
+    return strength
+
+
+def _taken(network: WanTransformer3DModel) -> dict[str, LoraLayer]:
+    """Take the LoRA off a network; return peft's layers by the names of those they were on."""
+    layers = {name: part for name, part in network.named_modules() if isinstance(part, LoraLayer)}
     network.unload_lora()  # type: ignore[no-untyped-call]
+    return layers
+
+
+def _exact(network: WanTransformer3DModel) -> Callable[[str], Tensor] | None:
+    """What a network without a LoRA is the rounding of, if its files are still there."""
+    source = source_of(network)
+    if source is None:
+        return None
+    try:
+        state = load_checkpoint(source.checkpoint)
+        if source.lora is not None:
+            load_lora(network, source.lora)
+    except CheckpointError as error:
+        told = f"the LoRA is added to rounded weights, since their file cannot be read: {error}"
+        warnings.warn(told, PrecisionWarning, stacklevel=4)
+        return None
+    update = {} if source.lora is None else _taken(network)
+    known = state.keys() == network.state_dict().keys()
+    return with_updates(state, update, ADAPTER) if known else None
 
 
 def _adapter(network: WanTransformer3DModel) -> LoraConfig | None:

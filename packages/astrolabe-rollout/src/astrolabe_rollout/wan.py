@@ -26,6 +26,7 @@ from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.hub import locate
 from astrolabe_rollout.lora import load_lora, merge_lora
 from astrolabe_rollout.lora_files import locate_lora
+from astrolabe_rollout.merging import Source, remember, source_of
 from astrolabe_rollout.model import Switch, VideoModel
 from astrolabe_rollout.needs import COMPONENT_PARTS, COMPONENTS, SOURCES
 from astrolabe_rollout.schedule import FlowSchedule
@@ -115,10 +116,7 @@ def load_wan(
     folder = locate(components, "folder of components", "model.options.components", COMPONENT_PARTS)
 
     where = _device(device)
-    network = load_network(file, DTYPES[dtype], size)
-    if adapter is not None:
-        load_lora(network, adapter)
-        merge_lora(network)
+    network = load_network(file, DTYPES[dtype], size, adapter)
     transformer = CausalWan(network, geometry, relative)
     transformer.to(where)
     if attention:
@@ -160,19 +158,27 @@ def _check_fit(
 
 
 def load_network(
-    path: Path, dtype: torch.dtype | None = None, size: Size | None = None
+    path: Path,
+    dtype: torch.dtype | None = None,
+    size: Size | None = None,
+    lora: Path | None = None,
 ) -> WanTransformer3DModel:
     """Load Wan's transformer from a file or folder; its sizes are read off the weights.
+
+    It remembers its files, from whose digits `merge_lora` and `reload` start.
 
     Args:
         path: See `load_checkpoint`.
         dtype: Of the weights, but for those that diffusers keeps in float32; None: as in the file.
         size: Size that it must have.
+        lora: An adapter that is merged into it in float32, before weights are turned into
+            ``dtype``; a `PrecisionWarning` is shown if they do not hold it.
 
     Raises:
         CheckpointError: If the file is damaged or of another model.
     """
-    state = load_checkpoint(path, dtype or torch.float32)
+    # 8 bits have no digits of their own to merge into.
+    state = load_checkpoint(path, torch.float32 if lora or dtype is None else dtype)
     config: dict[str, Any] = (read_config(path) if path.is_dir() else None) or infer_config(state)
     if size is not None:
         layers, heads = config["num_layers"], config["num_attention_heads"]
@@ -184,8 +190,26 @@ def load_network(
                 f"{SIZES[size][0]} of {SIZES[size][1]}. {hint}, or name the family that it is of."
             )
     network = meta_network(config)
-    load_into(network, state, dtype)
+    load_into(network, state, dtype if lora is None else None)
+    if lora is not None:
+        load_lora(network, lora)
+        merge_lora(network, dtype, precise=True)
+    remember(network, Source(path, lora))
     return network
+
+
+def reload(network: WanTransformer3DModel) -> WanTransformer3DModel:
+    """Load a network again in the precision of its checkpoint, without LoRA.
+
+    Returns:
+        A network on the CPU, whose weights are read when they are used; ``network`` itself if it
+        was not made by `load_network`.
+
+    Raises:
+        CheckpointError: If the files are gone or damaged.
+    """
+    source = source_of(network)
+    return network if source is None else load_network(source.checkpoint, lora=source.lora)
 
 
 def _device(name: str) -> torch.device:
