@@ -4,7 +4,7 @@
 
 Samples videos of four windows with the untrained model and with every finished run of these arms or
 families, the same held-out prompts and noise, and writes long.md: the change of each score in each
-window, with 95 % bootstrap intervals over seeds and prompts.
+window, with 95 % intervals over seeds and prompts.
 """
 
 import json

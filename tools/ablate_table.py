@@ -13,8 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t as student
 
-RESAMPLES = 4000
+from astrolabe_eval import bootstrap_interval
+
 #: Scores of the table, in its order, with the decimals they need.
 SCORES = {
     "total": 2,
@@ -40,33 +42,36 @@ TRAINING = {
 }
 
 
-def interval(
-    differences: ArrayLike, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
-    """Bootstrap interval of the mean over seeds and prompts, both drawn anew in each resample.
+def interval(differences: ArrayLike, *, level: float = 0.95) -> tuple[float, float]:
+    """Interval of the mean over seeds and prompts, both of them drawn from many.
 
-    All seeds share their prompts, so the two are drawn independently (the pigeonhole bootstrap,
-    Owen 2007). The spread of few seeds is too small by ``(S-1)/S``; it is widened by that much
-    first. Three seeds remain three: read such an interval as the least there is to doubt.
+    All seeds share their prompts. The variance of the mean is that of the means of seeds plus that
+    of the means of prompts; each counts with the square of Student's t for its own number, as in
+    the modified large-sample intervals of Graybill and Wang ("Confidence intervals on nonnegative
+    linear combinations of variances", 1980), so that few seeds that differ make it wide. One seed:
+    :func:`bootstrap_interval` over the prompts, and it speaks of that run alone.
 
     Args:
-        differences: ``[S, P]``, after minus before, of each seed and prompt. With one seed the
-            interval speaks of that run alone.
-        level: Share of intervals that should hold the truth.
-        resamples: How many means to draw.
-        seed: Of the draws.
+        differences: ``[S, P]``, after minus before, of each seed and prompt.
+        level: Share of intervals that hold the truth.
+
+    Returns:
+        Low and high end; minus and plus infinity if no two differ, or for one seed with few
+        prompts.
     """
     values = np.asarray(differences, dtype=np.float64)
     seeds, prompts = values.shape
-    if seeds > 1:
-        wider = math.sqrt(seeds / (seeds - 1)) - 1
-        values = values + wider * (values.mean(axis=1, keepdims=True) - values.mean())
-    generator = np.random.default_rng(seed)
-    by_seed = generator.multinomial(seeds, [1 / seeds] * seeds, resamples) / seeds
-    by_prompt = generator.multinomial(prompts, [1 / prompts] * prompts, resamples) / prompts
-    means = np.einsum("rs,sp,rp->r", by_seed, values, by_prompt, optimize=True)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    if seeds == 1:
+        return bootstrap_interval(values[0], level=level)
+    reach = 0.0
+    for axis, count in ((1, seeds), (0, prompts)):
+        if count > 1:
+            quantile = float(student.ppf((1 + level) / 2, count - 1))
+            reach += quantile**2 * float(values.mean(axis=axis).var(ddof=1)) / count
+    if reach <= np.finfo(np.float64).eps ** 2 * np.square(values).max():
+        return -math.inf, math.inf
+    mean = float(values.mean())
+    return mean - math.sqrt(reach), mean + math.sqrt(reach)
 
 
 def summarise(
@@ -124,9 +129,10 @@ def summarise(
 
 def _estimate(changes: Mapping[int, NDArray[np.float64]], seeds: Sequence[int]) -> dict[str, Any]:
     rows = np.stack([changes[seed] for seed in seeds])  # [S, P]
+    ends = interval(rows)
     return {
         "mean": float(rows.mean()),
-        "interval": list(interval(rows)),
+        "interval": list(ends) if np.isfinite(ends).all() else None,
         "of_seeds": [float(row.mean()) for row in rows],
     }
 
@@ -145,8 +151,8 @@ def table(summary: Mapping[str, Mapping[str, Any]], before: Mapping[str, Sequenc
     lines = [
         "# Laboratory",
         "",
-        f"Changes on {prompts} held-out prompts with fixed noise; 95 % bootstrap intervals over "
-        "seeds and prompts (with one seed: over prompts alone). Total and judge are those of the "
+        f"Changes on {prompts} held-out prompts with fixed noise; 95 % intervals over seeds "
+        "and prompts (with one seed: over prompts alone). Total and judge are those of the "
         "default recipe in every row, whatever an arm was trained on. `*`: the interval leaves "
         "zero out.",
         "",
@@ -183,6 +189,8 @@ def _row(name: str, entry: Mapping[str, Any], kind: str) -> str:
 
 
 def _cell(estimate: Mapping[str, Any], digits: int) -> str:
+    if estimate["interval"] is None:
+        return f"{estimate['mean']:+.{digits}f}"
     low, high = estimate["interval"]
     mark = "*" if low > 0 or high < 0 else ""
     return f"{estimate['mean']:+.{digits}f}{mark} [{low:+.{digits}f}, {high:+.{digits}f}]"
@@ -199,7 +207,8 @@ def plot(path: Path, names: Sequence[str], summary: Mapping[str, Mapping[str, An
         for height, name in enumerate(names):
             estimate = summary[name]["change"][score]
             colour = "#57606a" if name == names[0] else "#1f6feb"
-            panel.plot(estimate["interval"], [height] * 2, color=colour, linewidth=2.5, alpha=0.5)
+            ends = estimate["interval"] or [estimate["mean"]] * 2
+            panel.plot(ends, [height] * 2, color=colour, linewidth=2.5, alpha=0.5)
             dots = estimate["of_seeds"]
             panel.plot(dots, [height] * len(dots), "o", color=colour, markersize=3.5)
             panel.plot(estimate["mean"], height, "|", color="black", markersize=11)
