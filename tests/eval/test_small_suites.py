@@ -43,7 +43,16 @@ def test_no_change_is_seldom_called_one_whatever_the_number_of_prompts(law):
 
 @pytest.mark.parametrize(
     "sizes",
-    [[40] * 2, [32] * 4, [20] * 6, [3] * 10, [1, 2, 3, 4, 5, 6, 7, 8], [30, *[1] * 12], [4, 1] * 6],
+    [
+        [40] * 2,
+        [32] * 4,
+        [20] * 6,
+        [3] * 10,
+        [1, 2, 3, 4, 5, 6, 7, 8],
+        [30, *[1] * 12],
+        [4, 1] * 6,
+        [4] * 5 + [3],
+    ],
 )
 def test_more_seeds_of_a_prompt_make_no_verdict_bolder(sizes):
     generator = np.random.default_rng(1)
@@ -121,6 +130,15 @@ def test_too_few_prompts_give_no_verdict_and_every_format_says_how_many(tmp_path
     assert "& 5 &" in (tmp_path / "report.tex").read_text()
     for name in ("report.md", "report.tex", "report.html"):
         assert "neither interval nor verdict" in (tmp_path / name).read_text()
+
+
+def test_a_lost_sample_takes_no_verdict_away():
+    prompts = [f"prompt {index}" for index in range(6) for _ in range(4)]
+    generator = np.random.default_rng(5)
+    moved = 3 + generator.normal(size=24)
+    moved[7] = np.nan
+    change = compare(_total(prompts, np.zeros(24)), _total(prompts, moved))["rewards"]["total"]
+    assert (change["prompts"], change["unscored"], verdict(change)) == (6, 1, "rose")
 
 
 def test_what_has_no_score_is_left_out_and_counted(tmp_path):

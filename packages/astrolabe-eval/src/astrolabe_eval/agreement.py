@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from astrolabe_eval.changes import LEVEL
-from astrolabe_eval.grouping import effective_count, members_of
+from astrolabe_eval.grouping import independent, members_of
 from astrolabe_eval.subsets import least_prompts
 
 Floats = NDArray[np.float64]
@@ -205,7 +205,7 @@ def _pair(
         "first": first,
         "second": second,
         "videos": count,
-        "prompts": math.floor(effective_count(kept) + 1e-9) if kept else 0,
+        "prompts": independent(kept),
         "spearman": None,
         "spearman_interval": None,
         "kendall": None,

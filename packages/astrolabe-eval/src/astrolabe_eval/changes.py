@@ -7,7 +7,7 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from astrolabe_eval.grouping import effective_count
+from astrolabe_eval.grouping import independent
 from astrolabe_eval.scoring import TOTAL, Evaluation, Scores
 from astrolabe_eval.statistics import bootstrap_interval
 from astrolabe_eval.win_rate import WinRate, win_rate
@@ -25,7 +25,7 @@ class Change(TypedDict):
 
     A sample that either model has no score for is left out of all of it and counted in
     ``unscored``; None: nothing is left. ``prompts`` is how many independent prompts the rest is
-    worth (Kish's effective number, rounded down). ``interval`` is None where nothing can be said of
+    worth (Kish's effective number, rounded). ``interval`` is None where nothing can be said of
     other prompts: below :func:`subsets.least_prompts`, or if all changed by the same amount.
     """
 
@@ -133,7 +133,7 @@ def _change(
         after=None,
         difference=None,
         interval=None,
-        prompts=math.floor(effective_count(kept) + 1e-9) if kept else 0,
+        prompts=independent(kept),
         unscored=len(prompts) - len(kept),
     )
     if second is None or not kept:

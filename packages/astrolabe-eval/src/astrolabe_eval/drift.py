@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from astrolabe_eval.frames import Frames, as_frames
-from astrolabe_eval.grouping import effective_count
+from astrolabe_eval.grouping import independent
 from astrolabe_eval.intervals import SAMPLE_FPS, Interval, VideoSource, sampled_frames, shape_of
 from astrolabe_eval.statistics import bootstrap_interval
 
@@ -76,7 +76,7 @@ def _estimate(
     kept = [script for script, there in zip(scripts, known, strict=True) if there]
     if not kept:
         return None, None, 0
-    worth = math.floor(effective_count(kept) + 1e-9)
+    worth = independent(kept)
     mean = float(values[known].mean())
     if len(kept) < 2:
         return mean, None, worth

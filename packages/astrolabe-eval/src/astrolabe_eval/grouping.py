@@ -4,6 +4,7 @@ Videos of one prompt with several seeds resemble each other, so they are not ind
 "prompts like these". An interval that treats them as independent is too narrow.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -70,6 +71,15 @@ def effective_count(prompts: Sequence[str]) -> float:
     """
     counts = np.bincount(members_of(prompts))
     return float(counts.sum() ** 2 / (counts**2).sum())
+
+
+def independent(prompts: Sequence[str]) -> int:
+    """The same as a whole number, rounded: what a verdict rests on; 0 of none.
+
+    >>> independent(["a", "a", "b", "b", "c"]), independent(["a", "a", "a", "a", "b"])
+    (3, 1)
+    """
+    return math.floor(effective_count(prompts) + 0.5) if len(prompts) else 0
 
 
 def members_of(prompts: Sequence[str]) -> NDArray[np.int64]:

@@ -56,11 +56,11 @@ def subset_interval(
         seed: Of the draws.
 
     Returns:
-        Low and high end; minus and plus infinity where nothing can be said: fewer than
-        :func:`least_prompts`, or no two prompts differ.
+        Low and high end; minus and plus infinity where nothing can be said: no two prompts differ,
+        or they are worth fewer than :func:`least_prompts` (Kish's effective number, rounded).
     """
     worth = float(counts.sum() ** 2 / (counts**2).sum())  # Kish's effective number
-    if worth < least_prompts(level) or equal(means):
+    if worth + 0.5 < least_prompts(level) or equal(means):
         return -math.inf, math.inf
     centre = float(counts @ means / counts.sum())
     offsets = means - centre

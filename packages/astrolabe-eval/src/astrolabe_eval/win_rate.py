@@ -8,13 +8,13 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import ArrayLike
 
-from astrolabe_eval.grouping import effective_count
+from astrolabe_eval.grouping import effective_count, independent
 
 
 class WinRate(TypedDict):
     """Samples won, tied and lost; in ``rate``, 0 to 1, ties count half.
 
-    ``prompts`` is how many independent prompts the samples are worth, rounded down. With none
+    ``prompts`` is how many independent prompts the samples are worth, rounded. With none
     ``rate`` is None.
     """
 
@@ -67,7 +67,7 @@ def win_rate(outcomes: ArrayLike, prompts: Sequence[str], *, level: float = 0.95
         "losses": losses,
         "rate": rate,
         "interval": list(interval),
-        "prompts": math.floor(worth + 1e-9),
+        "prompts": independent(known),
     }
 
 
