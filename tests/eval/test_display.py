@@ -45,6 +45,7 @@ REFUSED = {
     "alpha.webm": "is transparent in places",
     "alpha.mov": "is transparent in places",
     "two_views.mp4": "is no flat picture",
+    "cover.m4a": "holds no video, only other streams",
     "turn30.mp4": "angle that is no quarter turn",
 }
 
@@ -101,6 +102,33 @@ def test_a_file_with_fragments_that_is_cut_is_refused(tmp_path, kept):
     path = tmp_path / "cut.mp4"
     path.write_bytes((GOLDEN / "read" / "fragments.mp4").read_bytes()[:kept])
     with pytest.raises(VideoError, match=r"cut\.mp4' (is cut short|cannot be read)"):
+        read_mp4(path)
+
+
+def test_an_animated_webp_is_refused_by_name(tmp_path):
+    path = tmp_path / "moving.webp"
+    picture().save(path, save_all=True, append_images=[ImageOps.mirror(picture())], lossless=True)
+    with pytest.raises(VideoError, match=r"moving\.webp' is an animated WebP"):
+        read_mp4(path)
+
+
+def test_a_bare_stream_has_the_rate_that_it_says():
+    assert read_mp4(GOLDEN / "read" / "bare.h264").fps == 16
+
+
+def test_times_that_go_backwards_are_refused(tmp_path):
+    path = tmp_path / "back.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "yuvj420p"
+        for number, at in enumerate((0, 3, 2)):
+            frame = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), "rgb24")
+            frame = frame.reformat(format="yuvj420p")
+            frame.pts = number
+            for packet in stream.encode(frame):
+                packet.pts, packet.dts = at, number
+                container.mux(packet)
+    with pytest.raises(VideoError, match="go backwards after frame 1"):
         read_mp4(path)
 
 

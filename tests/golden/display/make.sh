@@ -58,6 +58,7 @@ run "${source[@]}" "${x264[@]}" -flags +ilme+ildct -x264-params tff=1 refused/fi
 run "${source[@]}" -c:v libvpx-vp9 -vf format=rgba,colorchannelmixer=aa=0.5,format=yuva420p -bitexact refused/alpha.webm
 run "${source[@]}" -c:v qtrle -vf format=rgba,colorchannelmixer=aa=0.5,format=argb -bitexact refused/alpha.mov
 run "${source[@]}" "${x264[@]}" -x264-params frame-packing=3 refused/two_views.mp4
+run "${source[@]}" -f lavfi -i anullsrc=d=0.2 -map 1 -map 0 -frames:v 1 -c:v png -c:a aac -disposition:v attached_pic -bitexact refused/cover.m4a
 run -display_rotation 30 -i read/plain.mp4 -c copy -bitexact refused/turn30.mp4
 
 "${PYTHON:-python}" - <<'PYTHON'

@@ -65,7 +65,7 @@ class Rollout:
     """How videos are sampled."""
 
     prompts: str = "tiny_train"
-    """A text file with one prompt per line, or the name of a packaged list (`astrolabe parts`)."""
+    """A file as of ``evaluation.prompts``, or the name of a packaged list (`astrolabe parts`)."""
     num_prompts: int = 48
     """Prompts of a step."""
     group_size: int = 24

@@ -21,7 +21,10 @@ def prompt_list(source: str, where: str) -> list[str]:
     """
     rows = prompt_rows(source, where)
     if rows is None:
-        return list(build("suites", source, {}, where=where))
+        found = build("suites", source, {}, where=where)
+        if isinstance(found, str) or not all(isinstance(text, str) for text in found):
+            raise PromptFileError(f"{where}: the list {source!r} is no list of texts. Mend it.")
+        return list(found)
     try:
         return [row.text() for row in rows]
     except PromptFileError as error:

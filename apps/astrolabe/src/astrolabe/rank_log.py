@@ -180,7 +180,7 @@ def read_tail(path: Path, lines: int, most: int = 2**18) -> list[str]:
     """
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - most))
-        texts = file.read().decode(errors="replace").splitlines()[-lines:]
+        texts = file.read().decode(errors="replace").rstrip("\n").split("\n")[-lines:]
     return [_readable(text) for text in texts]
 
 

@@ -5,14 +5,18 @@ from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import av
+from av.stream import Disposition
 
 from astrolabe_eval.display import Display, Matrix
 from astrolabe_eval.errors import VideoError
 from astrolabe_eval.frames import Frames
 from astrolabe_eval.mp4_boxes import check_complete
+
+#: Streams of one picture: the cover of a piece of music, a tile of a larger picture (HEIC).
+_PARTS: Final = Disposition.attached_pic | Disposition.dependent
 
 
 class Shape(NamedTuple):
@@ -133,14 +137,15 @@ def _opened(path: Path) -> Iterator[tuple["av.container.InputContainer", av.Vide
     try:
         with av.open(path) as container:
             stream = container.streams.best("video")
-            # A cover of a piece of music is a stream of one picture.
-            if (
-                not isinstance(stream, av.VideoStream)
-                or stream.disposition & av.stream.Disposition.attached_pic
-            ):
+            if not isinstance(stream, av.VideoStream) or stream.disposition & _PARTS:
                 raise VideoError(f"{str(path)!r} holds no video, only other streams.")
             yield container, stream
     except av.FFmpegError as error:
+        with path.open("rb") as file:
+            if b"WEBPVP8X" in (head := file.read(64)) and b"ANIM" in head:
+                raise VideoError(
+                    f"{str(path)!r} is an animated WebP, which is not read. Convert it to mp4."
+                ) from error
         raise VideoError(
             f"{str(path)!r} cannot be read as a video ({error.strerror}). "
             "Copy it again, or play it to see whether it is one."

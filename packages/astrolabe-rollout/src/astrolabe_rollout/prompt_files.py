@@ -66,7 +66,10 @@ class Row:
             raise self._missing(column)
         value = self.values[column]
         if not isinstance(value, str):
-            raise self.error(f"it is {_kind(value)}, not a text. Write it in quotes.", column)
+            raise self.error(
+                f"it is {_kind(value)}, not a text. Write one in quotes, or take the entry out.",
+                column,
+            )
         value = value.strip()
         if not empty and not any(sign.isprintable() and not sign.isspace() for sign in value):
             raise self.error("it is empty. Write what to show, or take the entry out.", column)
