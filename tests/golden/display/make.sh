@@ -17,10 +17,10 @@ run -display_hflip -i read/plain.mp4 -c copy -bitexact read/mirrored.mp4
 run -display_vflip -i read/plain.mp4 -c copy -bitexact read/upside_down.mp4
 run -display_rotation 90 -i read/plain.mp4 -c copy -bitexact read/turn90.mkv
 
-# Pixels that are not square, also turned; 640:639 is what rounding to even sizes leaves.
+# Pixels that are not square, also turned; 639:640 is what rounding to even sizes leaves.
 run "${source[@]}" "${x264[@]}" -vf setsar=4/3 read/wide.mp4
 run "${source[@]}" "${x264[@]}" -vf setsar=10/11 read/narrow.mp4
-run "${source[@]}" "${x264[@]}" -vf setsar=640/639 read/nearly_square.mp4
+run "${source[@]}" "${x264[@]}" -vf setsar=639/640 read/nearly_square.mp4
 run -display_rotation 90 -i read/wide.mp4 -c copy -bitexact read/wide_turn90.mp4
 
 # Range, matrix, depth, formats.

@@ -186,7 +186,7 @@ class Display:
         if not Fraction(1, _MOST_STRETCH) <= shape <= _MOST_STRETCH:
             raise self._error(f"has pixels of {shape} sides.", "Write it with square pixels.")
         shown = int(width / shape if turned else width * shape)
-        # 640:639 and the like come from sizes rounded to even numbers; they would only blur.
+        # 639:640 and the like come from sizes rounded to even numbers; they would only blur.
         return shown if abs(shown - width) > 1 else width
 
     def _transparent(self) -> VideoError:
