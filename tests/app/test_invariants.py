@@ -3,15 +3,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from astrolabe.compose import compose
 from astrolabe.errors import InvariantError
 from astrolabe.invariants import (
     check_batch,
     check_cache,
+    check_context,
     check_first_update,
     check_gradients,
     check_noise_levels,
     check_pairs,
 )
+from astrolabe.load import load
 from astrolabe_rollout.collector import make_collector
 from astrolabe_rollout.denoiser import Denoiser
 
@@ -64,6 +67,46 @@ def test_a_loss_that_sees_another_context_is_noticed(parts, batch):
     wrong = Denoiser(parts.model, num_frames=6, mask="frame")
     with pytest.raises(InvariantError, match="predicts another video than the sampler"):
         check_cache(replace(parts, denoiser=wrong), batch)
+
+
+@pytest.fixture(scope="module", params=[{}, {"commit": "each"}, {"length": 4, "start": "last"}])
+def long(request, small):
+    """A batch of three windows of a video, and what made it."""
+    run = load(["tiny"], [*small, "rollout.num_frames=6"])
+    run = replace(run, rollout=replace(run.rollout, windows=3, **request.param))
+    parts = compose(run)
+    return run, parts, next(iter(make_collector(parts.env, parts.behaviour, steps=3)))
+
+
+def test_a_good_batch_of_windows_passes(long):
+    _, parts, batch = long
+    check_context(parts, batch)
+    check_cache(parts, batch)
+
+
+@pytest.mark.parametrize("slot", [0, -1])
+def test_a_frame_that_is_not_of_the_video_is_noticed(long, slot):
+    _, parts, batch = long
+    wrong = batch.clone()
+    wrong["window", "context"][0, 2, slot] += 0.1
+    with pytest.raises(InvariantError, match="window 2 of the first video does not begin after"):
+        check_context(parts, wrong)
+
+
+def test_a_sink_that_moves_on_is_noticed(long):
+    _, parts, batch = long
+    wrong, sink = batch.clone(), parts.model.geometry.sink
+    context = wrong["window", "context"]
+    context[0, 2, :sink] = batch["window", "context"][0, 2, 1 : sink + 1]
+    with pytest.raises(InvariantError, match="does not begin after frames of that video"):
+        check_context(parts, wrong)
+
+
+def test_a_loss_that_sees_nothing_before_a_later_window_is_noticed(long, monkeypatch):
+    _, parts, batch = long
+    monkeypatch.setattr(Denoiser, "_prefix", lambda *_: None)
+    with pytest.raises(InvariantError, match="predicts another video than the sampler"):
+        check_cache(parts, batch)
 
 
 def test_unequal_errors_of_equal_policies_are_noticed():

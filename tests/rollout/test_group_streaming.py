@@ -1,6 +1,7 @@
 """Candidates that share a history, against videos that are made one by one."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -196,6 +197,85 @@ def test_the_prompt_changes_inside_the_history_by_the_rule_of_the_model(switch):
         kept(batch(model, 2, scripts, 2))["video", "latents"], found["video", "latents"]
     )
     assert same == (switch == "keep")
+
+
+def committed(first, second):
+    """The candidate of each group whose frames the next window saw."""
+    ends = first["video", "latents"][:, -3:]
+    before = WINDOW * int(second["window", "index"][0])
+    rows = []
+    for group in range(GROUPS):
+        context = second["window", "context"][group * SIZE]
+        tail = context[: min(before, len(context))][-3:]
+        (row,) = (
+            row for row in range(group * SIZE, (group + 1) * SIZE) if torch.equal(ends[row], tail)
+        )
+        rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize("switch", ["keep", "recache", "flush"])
+def test_a_committed_candidate_is_cached_under_the_prompt_that_it_showed(switch):
+    model = small_model(window=12, switch=switch)
+    scripts = ("a cat | a cat sleeps", "a dog runs | it barks")
+    policy = GroupStreamingPolicy(model, WINDOW, scene_windows=1)
+    first, second = (policy(batch(model, index, scripts, 1)) for index in (0, 1))
+    rows = committed(first, second)
+    keys = (("prompt", "embeds"), ("prompt", "seed"), ("window", "index"))
+    plain = StreamingPolicy(model, WINDOW)
+    plain(batch(model, 0, scripts, 1)[torch.tensor(rows)].select(*keys))
+    expected = plain(batch(model, 1, scripts, 1)[::SIZE].select(*keys))
+    close(second["video", "latents"][::SIZE], expected["video", "latents"])
+
+
+def test_each_window_and_each_group_draws_the_candidate_that_is_committed():
+    model = small_model()
+    policy = GroupStreamingPolicy(model, WINDOW, decode=False)
+    windows = [policy(batch(model, index)) for index in range(7)]
+    drawn = [committed(*pair) for pair in pairwise(windows)]
+    first, second = zip(*drawn, strict=True)
+    assert set(first) == {0, 1, 2}
+    assert {row - SIZE for row in second} == {0, 1, 2}
+    assert [row + SIZE for row in first] != list(second)
+
+
+def own_context(video, before, geometry):
+    """Frames of a video that its next window may see, told from the video itself."""
+    count = geometry.context
+    if before <= count:
+        return torch.cat([video[:before], video.new_zeros(count - before, *video.shape[1:])])
+    newest = count - geometry.sink
+    return torch.cat([video[: geometry.sink], video[before - newest : before]])
+
+
+@pytest.mark.parametrize("commit", ["random", "each", "alone"])
+def test_a_context_holds_the_first_and_the_newest_frames_of_its_own_video(commit):
+    model = small_model(window=12)
+    if commit == "alone":
+        policy = StreamingPolicy(model, WINDOW, decode=False)
+    else:
+        policy = GroupStreamingPolicy(model, WINDOW, decode=False, commit=commit, windows=5)
+    windows = [policy(batch(model, index)) for index in range(5)]
+    own = torch.arange(GROUPS * SIZE)
+    videos = [window["video", "latents"][own] for window in windows[:1]]
+    for index, window in enumerate(windows[1:], 1):
+        if commit == "random":  # the video of a group is that of its committed candidates
+            rows = torch.tensor(committed(windows[index - 1], window)).repeat_interleave(SIZE)
+            videos[-1] = windows[index - 1]["video", "latents"][rows]
+        whole = torch.cat(videos, 1)
+        for row, context in enumerate(window["window", "context"]):
+            expected = own_context(whole[row], index * WINDOW, model.geometry)
+            assert torch.equal(context, expected), (index, row)
+        videos.append(window["video", "latents"])
+
+
+def test_a_history_gives_its_own_frames_as_context():
+    model = small_model(window=12)
+    found = GroupStreamingPolicy(model, WINDOW, decode=False)(batch(model, 4))
+    made, _ = histories(model, 4)
+    whole = torch.cat([part["video", "latents"] for part in made], 1)
+    for row, context in enumerate(found["window", "context"]):
+        close(context, own_context(whole[row // SIZE], 4 * WINDOW, model.geometry))
 
 
 def test_a_model_that_rebuilds_its_cache_shares_latents():

@@ -14,6 +14,7 @@ from torch import Tensor
 from astrolabe.compose import Parts
 from astrolabe.config import Run
 from astrolabe.errors import InvariantError
+from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.sampler import prefill
 from astrolabe_rollout.schedule import add_noise, to_x0
 
@@ -35,6 +36,7 @@ def check_batch(run: Run, parts: Parts, batch: TensorDictBase) -> None:
     check_noise_levels(run, parts)
     if parts.handover is None:  # else by those that sampled it
         check_pairs(parts, batch)
+    check_context(parts, batch)
     if (run.train.context, run.train.mask) == ("clean", "chunk"):
         check_cache(parts, batch)
 
@@ -80,26 +82,80 @@ def check_pairs(parts: Parts, batch: TensorDictBase) -> None:
         )
 
 
-@torch.no_grad()
+def check_context(parts: Parts, batch: TensorDictBase) -> None:
+    """What a later window sees must be frames of its own video, each in its place.
+
+    Told from the window before: by its context, and by the frames that it, or another candidate of
+    its group, added.
+    """
+    geometry, length = parts.model.geometry, parts.policy.num_frames
+    for column in range(1, batch.shape[1]):
+        row, earlier = batch[0, column], batch[:, column - 1]
+        group = (earlier["prompt", "group"] == row["prompt", "group"]).nonzero()[:, 0].tolist()
+        before = int(earlier["window", "index"][0]) * length
+        old = earlier["window", "context"][0]
+        known = dict(zip(_frames(before, geometry), old, strict=False))
+        seen, numbers = row["window", "context"], _frames(before + length, geometry)
+        if not any(
+            all(
+                torch.equal(seen[slot], frames[number])
+                for slot, number in enumerate(numbers)
+                if number in frames
+            )
+            for frames in (
+                known | dict(enumerate(earlier[member][LATENTS], before)) for member in group
+            )
+        ):
+            raise InvariantError(
+                f"window {column} of the first video does not begin after frames of that video. "
+                "Look at ('window', 'context') and at what the policy goes on from."
+            )
+
+
+def _frames(before: int, geometry: Geometry) -> list[int]:
+    """Numbers of the frames in a context, when so many have been sampled: sink, then the newest."""
+    count = min(before, geometry.context)
+    sink = min(geometry.sink, count)
+    return [*range(sink), *range(before - count + sink, before)]
+
+
 def check_cache(parts: Parts, batch: TensorDictBase) -> None:
     """The loss must predict what the sampler's cache would: same context, same weights.
 
     The last chunk of a window is noised and denoised twice: through the rolling cache, after the
-    clean chunks before it, and by the denoiser in one pass over the window.
+    clean chunks before it, and by the denoiser in one pass over the window. Once as if nothing lay
+    before the window, and for the last window of a batch after what did.
     """
+    keys = (LATENTS, EMBEDS, ("window", "index"), ("window", "context"))
+    first, last = (batch[:1, column].select(*keys).clone() for column in (0, -1))
+    first["window", "index"] = torch.zeros_like(first["window", "index"])
+    _compare(parts, first)
+    if int(last["window", "index"]):
+        _compare(parts, last)
+
+
+@torch.no_grad()
+def _compare(parts: Parts, row: TensorDictBase) -> None:
     model, transformer = parts.model, parts.model.transformer
-    row = batch[:1, 0].select(LATENTS, EMBEDS, ("window", "index"), ("window", "context")).clone()
     row = row.to(next(transformer.parameters()).device)
-    row["window", "index"] = torch.zeros_like(row["window", "index"])  # as if nothing lay before
     latents, embeds = row[LATENTS], row[EMBEDS]
     chunk, sigma = model.geometry.chunk, parts.policy.sigmas[-1]
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)
     noisy = add_noise(latents, noise, sigma)
 
     cache = transformer.new_cache(parts.policy.capacity)
+    before = int(row["window", "index"]) * latents.shape[1]
+    context = row["window", "context"][:, : min(before, model.geometry.context)]
     past = latents[:, :-chunk]
-    if model.rebuild:
-        past = past[:, -model.rebuild :]  # as if these were the first of the video
+    if model.rebuild:  # as if these were the first of the video
+        past = torch.cat([context, past], 1)[:, -model.rebuild :]
+    elif context.shape[1]:
+        sink = min(model.geometry.sink, context.shape[1])
+        if sink:
+            prefill(transformer, context[:, :sink], embeds, cache, chunk)
+        cache.skip(before - context.shape[1])  # frames that are gone
+        if context.shape[1] > sink:
+            prefill(transformer, context[:, sink:], embeds, cache, chunk)
     if past.shape[1]:
         prefill(transformer, past, embeds, cache, chunk)
     cache.open(chunk)
