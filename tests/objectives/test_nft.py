@@ -112,8 +112,35 @@ def test_adaptive_weighting_divides_by_the_mean_absolute_error_in_clean_latents(
     unit = torch.tensor([0.5, 0.5, 1.0, 2.0])[:, None]
     plain = implicit_errors(policy, old, target, beta=1.0)
     adaptive = implicit_errors(policy, old, target, beta=1.0, adaptive_unit=unit)
-    size = (policy - target).abs().mean(dim=1) * unit.squeeze(-1)
-    assert_close(adaptive[0], plain[0] / size)
+    for index, error in enumerate((policy - target, 2 * old - policy - target)):
+        size = error.abs().mean(dim=1) * unit.squeeze(-1)
+        assert_close(adaptive[index], plain[index] / size)
+
+
+@pytest.mark.parametrize(("index", "sign"), [(0, 1.0), (1, -1.0)])
+def test_an_adaptive_weight_has_no_gradient_of_its_own(index, sign):
+    policy, old, target = torch.randn(3, 4, 5)
+    unit = torch.tensor([0.5, 0.5, 1.0, 2.0])[:, None]
+    policy.requires_grad_()
+    error = implicit_errors(policy, old, target, beta=0.3, adaptive_unit=unit)[index]
+    (found,) = torch.autograd.grad(error.sum(), policy)
+    with torch.no_grad():
+        gap = old + sign * 0.3 * (policy - old) - target
+        size = gap.abs().mean(dim=1, keepdim=True) * unit
+        expected = 2 * gap / 5 * sign * 0.3 / size  # 5 entries
+    assert_close(found, expected)
+
+
+def test_adaptive_velocity_errors_are_those_of_clean_latents_over_sigma_squared(
+    network, snapshots, clips, nudge
+):
+    nudge(network)
+    losses = {
+        space: NFTLoss(network, snapshots, (0.4,), adaptive=True, prediction=space)(clips)
+        for space in ("velocity", "x0")
+    }
+    for name in ("loss_policy", "policy_positive", "policy_negative"):
+        assert_close(losses["velocity"][name], losses["x0"][name] / 0.4**2)
 
 
 def test_adaptive_weighting_is_off_unless_asked_for(network, snapshots, clips):

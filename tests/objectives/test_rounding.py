@@ -60,7 +60,7 @@ def test_rounding_of_every_reward_gives_no_advantage(std, eps):
 @pytest.mark.parametrize("std", ["global", "group"])
 def test_what_is_left_of_rewards_that_cancel_gives_no_advantage(std):
     first = torch.rand(8, generator=torch.Generator().manual_seed(0))
-    batch = make_batch(a=first.tolist(), b=(1 - first).tolist())
+    batch = make_batch(a=first.tolist(), b=(0.7 - 1.3 * first).tolist())
     weights = {"a": 1.0, "b": 1.0}
     assert (advantage(batch, mode="per_reward", rewards=weights, std=std, eps=0.0) == 0).all()
 

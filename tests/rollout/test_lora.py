@@ -130,6 +130,23 @@ def test_small_steps_of_an_optimiser_reach_the_lora_of_a_half_precision_network(
         assert float((before[name] - value.detach()).mean()) == pytest.approx(1e-5, rel=0.01), name
 
 
+def test_values_that_are_loaded_under_autocast_are_those_that_run(saved):
+    def build_full():
+        network = build()
+        add_lora(network, rank=4, alpha=6, precision="float32")
+        return network
+
+    inputs = (torch.ones(1, 4, 1, 4, 4), torch.ones(1), torch.ones(1, 2, 8))
+    network, other = build_full(), build_full()
+    load_lora(other, saved[1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = other(*inputs).sample
+        before = network(*inputs).sample
+        load_lora(network, saved[1])
+        assert network(*inputs).sample.equal(expected)
+    assert not before.equal(expected)
+
+
 def test_the_seed_makes_the_start_and_the_global_random_state_is_left_alone():
     first, second, third = build(), build(), build()
     add_lora(first, rank=4, alpha=4, seed=1)

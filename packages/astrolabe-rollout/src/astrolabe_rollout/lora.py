@@ -160,6 +160,7 @@ def load_lora(network: WanTransformer3DModel, path: str | Path) -> None:
     else:
         _check_same(path, adapter, layers)
     set_peft_model_state_dict(network, dict(adapter.weights), adapter_name=ADAPTER)
+    torch.clear_autocast_cache()  # it would hold the values before, cast
 
 
 def merge_lora(

@@ -74,6 +74,7 @@ class AdapterWeights(WeightStrategy):
             )
         for name, value in values.items():
             parameters[name].copy_(value)
+        torch.clear_autocast_cache()  # it would hold the weights before, cast
 
 
 class _AdapterScheme(WeightSyncScheme):
