@@ -171,7 +171,12 @@ def test_each_layer_has_its_own_rank_and_alpha(tmp_path):
     own = alphas(entries, 4.0)
     own["lora_unet_blocks_0_self_attn_q.alpha"] = torch.tensor(1.0)
     del own["lora_unet_blocks_0_self_attn_k.alpha"]
-    save_file(entries | own, tmp_path / "a.safetensors")
+    header = {"ss_network_dim": "4", "ss_network_alpha": "4"}
+    save_file(entries | own, tmp_path / "a.safetensors", header)
+    with pytest.raises(CheckpointError, match="says rank 4, but"):
+        load_lora(build(), tmp_path)
+    header["ss_network_args"] = json.dumps({"network_reg_dims": "ffn=8"})
+    save_file(entries | own, tmp_path / "a.safetensors", header)
     found = strengths(tmp_path / "a.safetensors", pairs)
     assert found.pop("blocks.0.attn1.to_q") == 0.25
     assert found.pop("blocks.0.attn1.to_k") == 1.0

@@ -112,8 +112,8 @@ def _is_kohyas_own(
     )
     if alpha is None:
         return False
-    if "block_" in str(notes.get("ss_network_args")) and entries.alphas:
-        return True  # each block has its own, and entries that say it
+    if re.search("_(dims|alphas)", str(notes.get("ss_network_args"))) and entries.alphas:
+        return True  # some blocks or layers have their own, and all have entries that say it
     # Its programs call matrices down and up, with entries of alpha. Where these are gone, another
     # one renamed them; musubi-tuner's also multiplies them with the scale and keeps the header.
     renamed = "ss_network_module" in notes and not entries.by_kohya and not entries.alphas
