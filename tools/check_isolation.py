@@ -1,8 +1,9 @@
 """Install each package's wheel alone in a fresh environment, and run its README there.
 
-    uv run python tools/check_isolation.py [PACKAGE ...]
+    uv run python tools/check_isolation.py [--git] [PACKAGE ...]
 
-For every package: the wheel brings none of its siblings and none of the libraries it must do
+With ``--git`` each package is installed from the last commit of this clone instead, by the URL
+that docs/install.md gives for a server. For every package: the wheel brings none of its siblings and none of the libraries it must do
 without, loads nothing but itself of this project, and the example in its README runs.
 """
 
@@ -42,10 +43,9 @@ def run(*command: str | Path, **environment: str) -> None:
     subprocess.run([str(part) for part in command], check=True, env=os.environ | environment)
 
 
-def check(package: str, wheels: Path, folder: Path) -> None:
-    """Install one wheel alone and run its README."""
+def check(package: str, wanted: str | Path, folder: Path) -> None:
+    """Install one package alone, from a wheel or a URL, and run its README."""
     module = package.replace("-", "_")
-    (wheel,) = wheels.glob(f"{module}-*.whl")
     python = folder / package / "bin" / "python"
     run("uv", "venv", "--quiet", "--python", sys.executable, folder / package)
     # The versions of the lock file, so that the check tests this package and not today's releases.
@@ -54,28 +54,30 @@ def check(package: str, wheels: Path, folder: Path) -> None:
     export += ["--no-emit-workspace", "--package", package]
     with pins.open("w") as file:
         subprocess.run(export, check=True, stdout=file, cwd=ROOT)
-    run("uv", "pip", "install", "--quiet", "--python", python, wheel, "--constraint", pins)
+    run("uv", "pip", "install", "--quiet", "--python", python, wanted, "--constraint", pins)
     siblings = [name.replace("-", "_") for name in (*WITHOUT, "astrolabe") if name != package]
     readme = ROOT / "packages" / package / "README.md"
     run(python, "-c", PROBE, module, readme, *siblings, *WITHOUT[package], PYTHONPATH="")
 
 
+def build(folder: Path) -> dict[str, Path]:
+    """Build the wheel of every package."""
+    run("uv", "build", "--quiet", "--all-packages", "--wheel", "--out-dir", folder, ROOT)
+    return {name: next(folder.glob(f"{name.replace('-', '_')}-*.whl")) for name in WITHOUT}
+
+
 def main() -> None:
     """Check the packages named on the command line, or all."""
+    names = [word for word in sys.argv[1:] if word != "--git"] or list(WITHOUT)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run(
-            "uv",
-            "build",
-            "--quiet",
-            "--all-packages",
-            "--wheel",
-            "--out-dir",
-            folder / "wheels",
-            ROOT,
-        )
-        for package in sys.argv[1:] or WITHOUT:
-            check(package, folder / "wheels", folder)
+        if "--git" in sys.argv[1:]:
+            url = f"git+file://{ROOT}#subdirectory=packages/"
+            wanted: dict[str, str | Path] = {package: f"{url}{package}" for package in names}
+        else:
+            wanted = {**build(folder / "wheels")}
+        for package in names:
+            check(package, wanted[package], folder)
 
 
 if __name__ == "__main__":
