@@ -2,9 +2,10 @@
 
     uv run python tools/check_isolation.py [--git] [PACKAGE ...]
 
-With ``--git`` each package is installed from the last commit of this clone instead, by the URL
-that docs/install.md gives for a server. For every package: the wheel brings none of its siblings and none of the libraries it must do
-without, loads nothing but itself of this project, and the example in its README runs.
+For every package: the wheel brings none of its siblings and none of the libraries it must do
+without, loads nothing but itself of this project, and the example in its README runs. With
+``--git`` the last commit of this clone is installed instead, by such a URL as docs/install.md
+gives.
 """
 
 import os

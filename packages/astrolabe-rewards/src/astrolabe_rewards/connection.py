@@ -82,7 +82,7 @@ class Connection:
         except httpx.TransportError as error:
             raise UnavailableError(
                 f"{self.url}: no reward server answers ({error}). Start one with `astrolabe "
-                "serve`, or correct the option 'url'."
+                "serve-rewards NAME`, or correct the option 'url'."
             ) from error
         if response.status_code == 401:
             raise ValueError(

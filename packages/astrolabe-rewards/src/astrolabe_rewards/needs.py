@@ -230,7 +230,7 @@ def _server(url: str, name: str) -> list[dict[str, Any]]:
     try:
         socket.create_connection((parts.hostname, port), CONNECT).close()
     except OSError as error:
-        start = "astrolabe serve NAME" if name.startswith("client") else "vllm serve MODEL"
+        start = "astrolabe serve-rewards NAME" if name.startswith("client") else "vllm serve MODEL"
         reason = error.strerror or str(error)
         return [
             {
