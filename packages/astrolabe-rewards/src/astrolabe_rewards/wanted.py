@@ -66,8 +66,8 @@ class Wanted:
             # Not hf_hub_download: without a network it retries for 20 seconds before it says so.
             folder = Path(snapshot_download(repository, allow_patterns=wanted))
         except (OSError, HfHubHTTPError, HFValidationError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise self.absent(f"they cannot be downloaded: {reason}") from error
+            told = _refusal(error, repository)
+            raise self.absent(f"they cannot be downloaded: {told}.") from error
         if not (folder / file).exists():
             raise self.absent("the repository, as far as it is here, has no such file.")
         return folder / file
@@ -158,6 +158,29 @@ class Wanted:
         # Two parts that end in a file's suffix are a path: no repository is called so.
         path = self.source.count("/") == 1 and self.source.endswith(_SUFFIXES)
         return bool(_HUB_ID.fullmatch(self.source)) and not path
+
+
+def _refusal(error: BaseException, repository: str) -> str:
+    """Why the hub gave nothing, in one line; with what to do if it wants to know who asks."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    told = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    cause: BaseException | None = error
+    while cause is not None:  # the client wraps what the hub answered
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if isinstance(cause, GatedRepoError):
+            return (
+                f"{repository} has a licence that you have not accepted; accept it at "
+                f"{constants.ENDPOINT}/{repository}, then set HF_TOKEN or run `hf auth login`"
+            )
+        if isinstance(cause, RepositoryNotFoundError) or status in (401, 403):
+            return (
+                f"the hub shows no {repository} to you; it may be private, then set HF_TOKEN to a "
+                f"token that may read it or run `hf auth login` ({told})"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return told
 
 
 def _parts(source: str) -> tuple[str, str]:

@@ -58,7 +58,7 @@ def locate(
     try:
         folder = Path(snapshot_download(repository, allow_patterns=wanted or None))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = _reason(error, repository)
         raise CheckpointError(_absent(what, option, repository, file, parts, reason)) from error
     if not (folder / file).exists():
         reason = "the repository, as far as it is here, has no such file"
@@ -127,24 +127,35 @@ def offered(repository: str, files: Sequence[str], timeout: float) -> tuple[int,
         described = api.model_info(repository, files_metadata=True, timeout=timeout)
         if described.gated:
             api.auth_check(repository)
-    except GatedRepoError:
-        return 0, (
-            f"and its licence is not accepted by you: accept it at {constants.ENDPOINT}/"
-            f"{repository}, then set HF_TOKEN or run `hf auth login`"
-        )
-    except RepositoryNotFoundError:
-        return 0, (
-            f"and the hub shows no {repository} to you: correct the name or, if it is private, set "
-            "HF_TOKEN or run `hf auth login`"
-        )
+    except RepositoryNotFoundError as error:
+        return 0, f"and {_reason(error, repository)}"
     except Exception as error:  # the client's errors of connection depend on its version
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        return 0, f"and {constants.ENDPOINT} cannot be reached ({reason})"
+        return 0, f"and {constants.ENDPOINT} cannot be reached ({_reason(error, repository)})"
     sizes = {one.rfilename: one.size or 0 for one in described.siblings or []}
     chosen = list(filter_repo_objects(sizes, allow_patterns=list(files) or None))
     if not chosen:
         return 0, f"and {repository} has no {' or '.join(files)}"
     return sum(sizes[name] for name in chosen), ""
+
+
+def _reason(error: BaseException, repository: str) -> str:
+    """Say in one line why the hub gave nothing, and what to do where it wants to know who asks."""
+    told = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    cause: BaseException | None = error
+    while cause is not None:  # the client wraps what the hub answered
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if isinstance(cause, GatedRepoError):
+            return (
+                f"its licence is not accepted by you: accept it at {constants.ENDPOINT}/"
+                f"{repository}, then set HF_TOKEN or run `hf auth login`"
+            )
+        if isinstance(cause, RepositoryNotFoundError) or status in (401, 403):
+            return (
+                f"the hub shows no {repository} to you: correct the name or, if it is private, "
+                f"set HF_TOKEN to a token that may read it or run `hf auth login` ({told})"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return told
 
 
 def _in_repository(source: str | Path) -> tuple[str, str]:
