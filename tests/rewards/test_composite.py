@@ -6,6 +6,7 @@ import torch
 from tensordict import TensorDict
 
 from astrolabe_rewards import CompositeReward, FlowMQ, Reward, SharpnessVQ, WeightsError
+from astrolabe_rewards.errors import RewardError
 from astrolabe_rewards.wire import UnavailableError
 
 
@@ -21,6 +22,11 @@ def fussy(batch):
     if (value == 7).any():
         raise RuntimeError("seven")
     return batch.set(("score", "fussy"), 2 * value)
+
+
+def numbers(rewards):
+    """Rewards as a list, None where there is none."""
+    return [None if value != value else value for value in rewards.flatten().tolist()]
 
 
 def videos(*levels):
@@ -92,7 +98,7 @@ def test_a_failing_video_is_marked_and_the_others_are_scored(make_batch):
     terms = {"first": (first_pixel, 1.0), "fussy": (fussy, 1.0)}
     CompositeReward(terms, on_error="invalid")(batch)
     assert batch["next", "valid"].flatten().tolist() == [True, False, False, True]
-    assert batch["next", "reward"].flatten().tolist() == [3, 0, 0, 12]
+    assert numbers(batch["next", "reward"]) == [3, None, None, 12]
     assert batch["score", "first"].flatten()[1] == 7
     assert batch["score", "fussy"].flatten()[1].isnan()
 
@@ -102,7 +108,7 @@ def test_invalid_videos_do_not_enter_running_statistics(make_batch):
         {"first": (first_pixel, 1.0)}, normalise="running", on_error="invalid"
     )
     batch = composite(make_batch(videos(1, 13, 3)))
-    assert batch["next", "reward"].flatten().tolist() == pytest.approx([-1, 0, 1])
+    assert numbers(batch["next", "reward"]) == pytest.approx([-1, None, 1])
 
 
 def grouped(make_batch, levels, groups, windows=None):
@@ -156,10 +162,50 @@ def test_a_unit_or_an_offset_of_a_term_changes_no_grouped_reward(make_batch):
 
 def test_invalid_videos_do_not_count_in_their_group(make_batch):
     batch = grouped(make_batch, (1, 13, 3, 7, 200), [0, 0, 0, 0, 1])
-    terms = {"first": (first_pixel, 1.0), "fussy": (fussy, 0.0)}
+    terms = {"first": (first_pixel, 1.0), "fussy": (fussy, 1e-9)}
     CompositeReward(terms, normalise="group", on_error="invalid")(batch)
     assert batch["next", "valid"].flatten().tolist() == [True, False, True, False, True]
-    assert batch["next", "reward"].flatten().tolist() == pytest.approx([-1, 0, 1, 0, 0])
+    assert numbers(batch["next", "reward"]) == pytest.approx([-1, None, 1, None, 0])
+
+
+@pytest.mark.parametrize("normalise", ["none", "running", "group", "fixed"])
+def test_a_watched_term_that_fails_changes_no_reward_and_no_later_statistics(normalise, make_batch):
+    levels = (1, 3, 7, 9, 5, 6)
+
+    def rewards(terms):
+        fixed = dict.fromkeys(terms, (2.0, 3.0)) if normalise == "fixed" else None
+        composite = CompositeReward(
+            terms, normalise=normalise, statistics=fixed, on_error="invalid"
+        )
+        for _ in range(2):
+            batch = composite(grouped(make_batch, levels, [0, 0, 0, 1, 1, 1]))
+        return batch
+
+    alone = rewards({"first": (first_pixel, 1.0)})
+    watched = rewards({"first": (first_pixel, 1.0), "fussy": (fussy, 0.0)})
+    assert numbers(watched["score", "fussy"])[2] is None
+    assert watched["next", "valid"].all()
+    assert torch.equal(watched["next", "reward"], alone["next", "reward"])
+
+
+def test_running_statistics_of_a_watched_term_leave_out_what_it_could_not_score(make_batch):
+    terms = {"first": (first_pixel, 1.0), "fussy": (fussy, 0.0)}
+    composite = CompositeReward(terms, normalise="running", on_error="invalid")
+    composite(make_batch(videos(1, 7, 4)))
+    assert composite.moments[:, :2].tolist() == [[3, 4], [2, 5]]
+
+
+def test_where_all_terms_are_watched_all_of_them_say_what_is_valid(make_batch):
+    terms = {"first": (first_pixel, 0.0), "fussy": (fussy, 0.0)}
+    batch = CompositeReward(terms, on_error="invalid")(make_batch(videos(1, 7, 13)))
+    assert numbers(batch["next", "reward"]) == [0, None, None]
+
+
+def test_a_sum_that_is_no_number_is_no_reward(make_batch):
+    terms = {"first": (first_pixel, 3e38), "fussy": (fussy, 3e38)}
+    batch = CompositeReward(terms)(make_batch(videos(0, 1)))
+    assert batch["next", "valid"].flatten().tolist() == [True, False]
+    assert numbers(batch["next", "reward"]) == [0, None]
 
 
 def test_group_normalisation_needs_groups_before_anything_is_scored(make_batch):
@@ -208,7 +254,7 @@ def test_a_term_that_may_fail_is_not_asked_again(make_batch):
     CompositeReward({"judge": (judge, 2.0)}, on_error="invalid")(batch)
     assert judge.asked == [3]
     assert batch["next", "valid"].flatten().tolist() == [True, False, True]
-    assert batch["next", "reward"].flatten().tolist() == [2, 0, 6]
+    assert numbers(batch["next", "reward"]) == [2, None, 6]
     assert batch["score", "judge"].flatten().isnan().tolist() == [False, True, False]
 
 
@@ -224,7 +270,7 @@ def test_an_infinite_score_is_kept_as_none(make_batch):
     batch = make_batch(videos(1, 2))
     CompositeReward({"endless": (endless, 1.0)}, on_error="invalid")(batch)
     assert batch["score", "endless"].flatten().isnan().tolist() == [False, True]
-    assert batch["next", "reward"].flatten().tolist() == [1, 0]
+    assert numbers(batch["next", "reward"]) == [1, None]
 
 
 @pytest.mark.parametrize("error", [WeightsError, ImportError])
@@ -265,6 +311,24 @@ def test_wrong_pixels_are_never_a_matter_of_single_videos(make_batch):
         composite(make_batch(videos(1).float()))
     with pytest.raises(KeyError, match="lacks"):
         composite(TensorDict({}, batch_size=[1]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (torch.tensor([1, 2]), r"'odd' returned torch\.int64.*scores\.float\(\)"),
+        (torch.tensor([True, False]), r"'odd' returned torch\.bool"),
+        (torch.ones(2, 3), r"'odd' returned shape \(2, 3\) for 2 videos"),
+    ],
+)
+def test_answers_that_are_no_scores_are_never_a_matter_of_single_videos(
+    answer, message, make_batch
+):
+    def odd(batch):
+        return batch.set(("score", "odd"), answer)
+
+    with pytest.raises(RewardError, match=message):
+        CompositeReward({"odd": (odd, 1.0)}, on_error="invalid")(make_batch(videos(1, 2)))
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -223,7 +223,9 @@ def test_a_failure_of_the_scorer_is_that_of_one_video(url, make_batch, caplog):
     with caplog.at_level(logging.WARNING, "astrolabe_rewards.client"):
         scored = CompositeReward({"echo": (remote(url), 1.0)}, on_error="invalid")(batch)
     assert scored["next", "valid"].flatten().tolist() == [True, False, False, True]
-    assert scored["next", "reward"].flatten().tolist() == [65552.0, 0.0, 0.0, 65600.0]
+    rewards = scored["next", "reward"].flatten()
+    assert rewards.isnan().tolist() == [False, True, True, False]
+    assert rewards[[0, 3]].tolist() == [65552.0, 65600.0]
     assert "echo, video 1: ValueError: no score for raise it" in caplog.text
     assert "echo, video 2: SystemExit" in caplog.text
     assert scores_of(ask(url, prompts=["1"])) == [65554.0]  # the server lives

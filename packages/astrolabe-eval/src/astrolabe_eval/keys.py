@@ -15,7 +15,7 @@ REWARD = ("next", "reward")
 READS = {
     PIXELS: "uint8 [*B, F, 3, H, W] RGB, 0 to 255",
     (SCORE, "*"): "float32 [*B, 1] raw output of one reward model, its own unit, larger is better",
-    REWARD: "float32 [*B, 1] weighted sum of scores",
+    REWARD: "float32 [*B, 1] weighted sum of scores, NaN where it could not be had",
 }
 WRITES = {
     TEXT: "str [*B] what to show in this window",

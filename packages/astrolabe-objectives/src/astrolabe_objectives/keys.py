@@ -30,7 +30,7 @@ READS = {
     LATENTS: "float32 [*B, f, C, h, w] clean latents x0, normalised",
     (SCORE, "*"): "float32 [*B, 1] raw output of one reward model, its own unit, larger is better",
     VALID: "bool [*B, 1] false where a score could not be had",
-    REWARD: "float32 [*B, 1] weighted sum of scores",
+    REWARD: "float32 [*B, 1] weighted sum of scores, NaN where it could not be had",
     ADVANTAGE: "float32 [*B, 1] reward minus group mean, over a standard deviation",
     SELECTED: "bool [*B, 1] true where rewards disagree and the policy is held back",
     NOISE_SEED: "int64 [*B] seed of a sample's noise level and noise, in [0, 2³²)",

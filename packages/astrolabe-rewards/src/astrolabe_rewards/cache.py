@@ -75,20 +75,23 @@ class CachedReward(Reward):
         self._fingerprint = inner.fingerprint()
         self._judge = f"{version('astrolabe-rewards')} {self._fingerprint}"
 
-    def score(self, pixels: Tensor, prompts: list[str], fps: Tensor) -> Tensor:
+    def score(self, pixels: Tensor, prompts: list[str] | None, fps: Tensor) -> Tensor:
         """Return the scores of ``inner``, known or new; see ``Reward.score``."""
-        keys = [self._key(*video) for video in zip(pixels, prompts, fps.tolist(), strict=True)]
+        texts = [""] * len(pixels) if prompts is None else prompts
+        keys = [self._key(*video) for video in zip(pixels, texts, fps.tolist(), strict=True)]
         known = self.store.get(keys)
         first = {key: index for index, key in reversed(list(enumerate(keys)))}
         missing = sorted(index for key, index in first.items() if key not in known)
         if missing:
-            fresh = self.inner.score(
-                pixels if len(missing) == len(keys) else pixels[missing],
-                [prompts[index] for index in missing],
-                fps[missing],
+            fresh = self._check_scores(
+                self.inner.score(
+                    pixels if len(missing) == len(keys) else pixels[missing],
+                    None if prompts is None else [prompts[index] for index in missing],
+                    fps[missing],
+                ),
+                len(missing),
             )
-            self._check_scores(fresh, len(missing))
-            new = dict(zip((keys[index] for index in missing), fresh.float().tolist(), strict=True))
+            new = dict(zip((keys[index] for index in missing), fresh.tolist(), strict=True))
             self.store.put({key: score for key, score in new.items() if score == score})
             known |= new
         self.misses += len(missing)

@@ -94,9 +94,9 @@ class RemoteReward(Reward):
         self._reward, self._connection, self._described = reward, connection, described
         weakref.finalize(self, connection.close)
 
-    def score(self, pixels: Tensor, prompts: list[str], fps: Tensor) -> Tensor:
+    def score(self, pixels: Tensor, prompts: list[str] | None, fps: Tensor) -> Tensor:
         """Have the server score, float32 ``[N]``; see ``Reward.score``."""
-        request = Request(pixels.cpu(), prompts, fps.cpu())
+        request = Request(pixels.cpu(), prompts or [""] * len(pixels), fps.cpu())
         return torch.cat([self._part(part) for part in self._parts(request)])
 
     def fingerprint(self) -> str:

@@ -12,7 +12,8 @@ from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from astrolabe_rewards.errors import WeightsError
+from astrolabe_rewards.declared import check_scores
+from astrolabe_rewards.errors import RewardError, WeightsError
 from astrolabe_rewards.keys import FPS, GROUP, INDEX, PIXELS, REWARD, SCORE, TEXT, VALID
 from astrolabe_rewards.normalisation import (
     Normalise,
@@ -35,7 +36,7 @@ Scorer = Callable[[TensorDictBase], TensorDictBase]
 
 _log = logging.getLogger(__name__)
 #: Faults of the set-up, which leaving out single videos would hide.
-_SET_UP = (KeyError, ImportError, WeightsError, ConnectionError)
+_SET_UP = (KeyError, ImportError, WeightsError, RewardError, ConnectionError)
 
 
 class CompositeReward(TensorDictModuleBase):
@@ -48,6 +49,8 @@ class CompositeReward(TensorDictModuleBase):
     Args:
         rewards: Name to (reward, weight). A reward is a ``Reward``, or any callable that takes a
             TensorDict and writes ``("score", name)`` into it, float ``[*B]`` or ``[*B, 1]``.
+            A term of weight 0 is scored and has no part in the sum, nor in whether a video is
+            valid.
         normalise: What ``n_k`` is, so that scores of different units can be summed. ``"none"``:
             the identity. ``"fixed"``: ``(score - mean) / std`` with given numbers. ``"running"``:
             with those of all valid videos seen in training mode so far, the present batch included.
@@ -56,10 +59,11 @@ class CompositeReward(TensorDictModuleBase):
             compare, and every group must be whole when it is combined.
         statistics: Name to (mean, std) of every term; for ``normalise="fixed"`` only.
         on_error: ``"raise"`` stops at a failing or non-finite score. ``"invalid"`` marks a video
-            whose score is not finite: its failed score is NaN, its reward 0, its
-            ``("next","valid")`` false. A term that raises an error is asked again for one video at
-            a time; one that answers with NaN is not asked again. Missing entries, libraries and
-            weights are errors in either case.
+            whose score is not finite: its failed score is NaN, and if the term has a weight its
+            reward is NaN too and its ``("next","valid")`` false. A term that raises an error is
+            asked again for one video at a time; one that answers with NaN is not asked again.
+            Missing entries, libraries and weights, and scores that are no number for each video,
+            are errors in either case.
         group_key: Videos are of one group if these are equal, and so are those of ``index_key``.
         index_key: Windows of a video, see ``group_key``.
 
@@ -128,6 +132,7 @@ class CompositeReward(TensorDictModuleBase):
 
         Raises:
             KeyError: If pixels or the groups are missing, or a term does not write its key.
+            RewardError: If a term writes anything but one floating number for each video.
             TypeError: If pixels are not uint8.
             ValueError: If shapes are wrong, or (``on_error="raise"``) a score is not finite.
         """
@@ -147,16 +152,21 @@ class CompositeReward(TensorDictModuleBase):
     def combine(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``("next","valid")`` and ``("next","reward")`` of a batch that is scored.
 
+        A video that a term of a weight could not score is not valid and has the reward NaN.
+
         Raises:
             KeyError: If a score or the groups are missing.
             ValueError: If there is not one group for each video.
         """
         scored = {name: cast(Tensor, tensordict.get((SCORE, name))) for name in self.rewards}
-        valid = torch.stack([scores.isfinite() for scores in scored.values()]).all(0)
+        # What is only watched says nothing about training; where all is, all of it counts.
+        summed = [name for name, weight in self.weights.items() if weight] or list(scored)
+        valid = torch.stack([scored[name].isfinite() for name in summed]).all(0)
         normal = self._normalised(scored, valid, tensordict)
-        total = sum(self.weights[name] * scores for name, scores in normal.items())
+        total = cast(Tensor, sum(self.weights[name] * normal[name] for name in summed))
+        valid &= total.isfinite()  # the sum of finite numbers may still be too large
         tensordict.set(VALID, valid)
-        return tensordict.set(REWARD, torch.where(valid, total, 0.0))
+        return tensordict.set(REWARD, torch.where(valid, total, math.nan))
 
     def _normalised(
         self, scored: dict[str, Tensor], valid: Tensor, batch: TensorDictBase
@@ -169,12 +179,15 @@ class CompositeReward(TensorDictModuleBase):
             }
         if self.normalise == "group":
             groups = groups_of(batch, self.group_key, self.index_key)
-            return {name: by_group(scores, groups, valid) for name, scores in scored.items()}
+            return {
+                name: by_group(scores, groups, valid & scores.isfinite())
+                for name, scores in scored.items()
+            }
         if self.normalise == "running":
             moments = self.moments.double()
             self.moments = moments  # the same, unless a state of less precision was put in place
             for index, scores in enumerate(scored.values() if self.training else ()):
-                moments[index] = merged(moments[index], scores[valid])
+                moments[index] = merged(moments[index], scores[valid & scores.isfinite()])
             return {
                 name: by_moments(scores, own)
                 for (name, scores), own in zip(scored.items(), moments, strict=True)
@@ -229,12 +242,9 @@ class CompositeReward(TensorDictModuleBase):
                 f"CompositeReward: the callable listed as {name!r} did not write {key}. "
                 "Let it set that entry, or list it under the name that it writes."
             )
-        if scores.numel() != batch.batch_size.numel():
-            raise ValueError(
-                f"CompositeReward: {name!r} wrote {tuple(scores.shape)} for a batch of "
-                f"{tuple(batch.batch_size)}. Write one number per video."
-            )
-        return cast(Tensor, scores).detach().float().reshape(*batch.batch_size, 1)
+        count = batch.batch_size.numel()
+        found = check_scores(f"CompositeReward: {name!r}", scores, count)
+        return found.reshape(*batch.batch_size, 1)
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -103,14 +103,16 @@ class FrameReward(Reward):
         text = f"{super().fingerprint()} {self.fps} {digest(self._files)}"
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
-    def score(self, pixels: Tensor, prompts: list[str], fps: Tensor) -> Tensor:
+    def score(self, pixels: Tensor, prompts: list[str] | None, fps: Tensor) -> Tensor:
         """Return what the frames' scores come to, float32 ``[N]``; see ``Reward.score``."""
         chosen = [frames_at(pixels.shape[1], rate, self.fps) for rate in fps.tolist()]
         videos = [video for video, places in enumerate(chosen) for _ in places]
         numbers = [number for places in chosen for number in places]
         with self._network.lock, torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             network = self._network.load()
-            texts = self._read(network, prompts)  # [N, ...]
+            texts = torch.empty(len(pixels), 0)
+            if self.needs_text and prompts is not None:
+                texts = self._read(network, prompts)  # [N, ...]
             parts = []
             for start in range(0, len(videos), self._micro_batch):
                 these = videos[start : start + self._micro_batch]
@@ -152,8 +154,6 @@ class FrameReward(Reward):
 
     def _read(self, network: Any, prompts: list[str]) -> Tensor:
         """The prompts as ``_judged`` needs them, one row each."""
-        if not self.needs_text:
-            return torch.empty(len(prompts), 0)
         # A lone surrogate, which no UTF-8 has, becomes a question mark.
         clean = [prompt.encode("utf-8", "replace").decode("utf-8") for prompt in prompts]
         ids, self._cut = self._tokens(clean)

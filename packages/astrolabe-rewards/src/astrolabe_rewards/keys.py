@@ -29,7 +29,7 @@ READS = {
 WRITES = {
     (SCORE, "*"): "float32 [*B, 1] raw output of one reward model, its own unit, larger is better",
     VALID: "bool [*B, 1] false where a score could not be had",
-    REWARD: "float32 [*B, 1] weighted sum of scores",
+    REWARD: "float32 [*B, 1] weighted sum of scores, NaN where it could not be had",
     (MONITOR, "brightness"): "float32 [*B, 1] mean luma, 0 to 1",
     (MONITOR, "saturation"): "float32 [*B, 1] mean of largest minus least of R, G, B, 0 to 1",
     (MONITOR, "sharpness"): "float32 [*B, 1] mean size of the gradient of luma, per pixel",

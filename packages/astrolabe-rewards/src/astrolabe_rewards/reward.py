@@ -2,13 +2,15 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
+from astrolabe_rewards.declared import check_declared, check_scores
+from astrolabe_rewards.errors import RewardError
 from astrolabe_rewards.keys import FPS, PIXELS, SCORE, TEXT
 
 
@@ -54,7 +56,8 @@ class Reward(TensorDictModuleBase):
     """One number per video: larger is better.
 
     Reads ``("video","pixels")``, ``("video","fps")`` and, if ``needs_text``, ``("prompt","text")``;
-    writes ``("score", name)``. A subclass sets the class attributes and writes ``score``.
+    writes ``("score", name)``. A subclass declares what it is by the class attributes below, of
+    which it must give the first two, and writes ``score``. One with a constructor calls this one's.
 
     Attributes:
         name: Second element of the key that is written.
@@ -63,7 +66,7 @@ class Reward(TensorDictModuleBase):
         licence: Of the weights, or of the code if there are none.
         weights_from: Where the weights are, by default.
         memory: What they take.
-        needs_text: Whether the score depends on the prompt.
+        needs_text: Whether the score depends on the prompt; only then ``score`` gets prompts.
         deterministic: Whether equal input gives equal scores.
         may_fail: Whether ``score`` may answer with NaN for a video that it cannot judge, such as a
             judge whose answer could not be read. ``CompositeReward`` then leaves that video out
@@ -72,6 +75,11 @@ class Reward(TensorDictModuleBase):
     Args:
         in_keys: Where pixels, fps and (if needed) text are, in this order.
         out_keys: Where the score goes; one key.
+
+    Raises:
+        RewardError: If an attribute is missing, of another type or misspelt, or ``score`` cannot be
+            called as it will be.
+        ValueError: If there are more or fewer keys than are read or written.
     """
 
     name: ClassVar[str]
@@ -91,6 +99,7 @@ class Reward(TensorDictModuleBase):
         out_keys: Sequence[NestedKey] | None = None,
     ) -> None:
         super().__init__()
+        check_declared(self, Reward)
         wanted: list[NestedKey] = [PIXELS, FPS, TEXT] if self.needs_text else [PIXELS, FPS]
         if in_keys is not None and len(in_keys) != len(wanted):
             raise ValueError(
@@ -105,12 +114,13 @@ class Reward(TensorDictModuleBase):
         self.in_keys = list(in_keys or wanted)
         self.out_keys = list(out_keys or [(SCORE, self.name)])
 
-    def score(self, pixels: Tensor, prompts: list[str], fps: Tensor) -> Tensor:
+    # Any: subclasses that read prompts take a list[str], the others need not look at it.
+    def score(self, pixels: Tensor, prompts: Any, fps: Tensor) -> Tensor:
         """Score videos; written by subclasses.
 
         Args:
             pixels: uint8 ``[N, F, 3, H, W]``, N at least 1.
-            prompts: N texts; empty strings if ``needs_text`` is false.
+            prompts: N texts if ``needs_text``, else None.
             fps: float32 ``[N]``, frames per second.
 
         Returns:
@@ -123,6 +133,8 @@ class Reward(TensorDictModuleBase):
 
         Raises:
             KeyError: If the batch lacks one of ``in_keys``.
+            RewardError: If ``score`` returns anything but one floating number for each video, or
+                reads prompts that it does not declare to need.
             TypeError: If pixels are not uint8 or prompts are not texts.
             ValueError: If shapes are wrong or a score is not finite, NaN of ``may_fail`` excepted.
         """
@@ -142,13 +154,12 @@ class Reward(TensorDictModuleBase):
             )
         count = shape.numel()
         fps = tensordict.get(self.in_keys[1]).float().reshape(count)
-        prompts = self._prompts(tensordict, count) if self.needs_text else [""] * count
+        prompts = self._prompts(tensordict, count) if self.needs_text else None
         if count == 0:
             scores = torch.zeros(0)
         else:
             with torch.inference_mode():
-                scores = self.score(pixels.flatten(0, len(shape) - 1), prompts, fps)
-            self._check_scores(scores, count)
+                scores = self._call_score(pixels.flatten(0, len(shape) - 1), prompts, fps)
         # The copy is an ordinary tensor: one made in inference mode cannot take part in a loss.
         scores = scores.to(device=pixels.device, dtype=torch.float32).clone()
         return tensordict.set(self.out_keys[0], scores.reshape(*shape, 1))
@@ -198,17 +209,27 @@ class Reward(TensorDictModuleBase):
             )
         return [str(text) for text in flat]
 
-    def _check_scores(self, scores: Tensor, count: int) -> None:
-        """Refuse scores of the wrong shape, or that are not finite where they must be."""
-        if tuple(scores.shape) != (count,):
-            raise ValueError(
-                f"{self.name}: score returned shape {tuple(scores.shape)} for {count} videos. "
-                f"Return one number per video: shape ({count},)."
-            )
-        refused = scores.isinf() if self.may_fail else ~scores.isfinite()
+    def _call_score(self, pixels: Tensor, prompts: list[str] | None, fps: Tensor) -> Tensor:
+        """The checked scores of videos, float32 ``[N]``."""
+        try:
+            scores = self.score(pixels, prompts, fps)
+        except (TypeError, AttributeError) as error:
+            if prompts is None and "NoneType" in str(error):
+                raise RewardError(
+                    f"{self.name}: score failed ({error}). It gets no prompts, as the class does "
+                    "not declare needs_text: write needs_text = True into it if it reads them."
+                ) from error
+            raise
+        return self._check_scores(scores, len(pixels))
+
+    def _check_scores(self, scores: object, count: int) -> Tensor:
+        """Scores in float32; refused if they are of another shape, or not finite without leave."""
+        found = check_scores(f"{self.name}: score", scores, count, flat=True)
+        refused = found.isinf() if self.may_fail else ~found.isfinite()
         bad = refused.nonzero().flatten().tolist()
         if bad:
             raise ValueError(
                 f"{self.name}: scores of videos {bad[:8]} are not finite. Look at these videos, or "
                 "set on_error='invalid' in CompositeReward to leave them out."
             )
+        return found

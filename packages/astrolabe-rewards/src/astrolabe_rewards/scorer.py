@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Self, TypeAlias
 
-import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 
+from astrolabe_rewards.declared import check_scores
 from astrolabe_rewards.keys import FPS, PIXELS, SCORE, TEXT
 from astrolabe_rewards.reward import Reward
 from astrolabe_rewards.wire import Request, WireError
@@ -88,17 +88,12 @@ def scores_of(scorer: Scorer, name: str, request: Request) -> Tensor:
 
     Raises:
         KeyError: If the callable does not write its score.
-        ValueError: If it does not write one number per video.
+        RewardError: If it does not write one floating number per video.
     """
     batch = TensorDict(batch_size=[len(request)])
     batch[PIXELS], batch[FPS], batch[TEXT] = request.pixels, request.fps, request.prompts
     key: NestedKey = scorer.out_keys[0] if isinstance(scorer, Reward) else (SCORE, name)
     scores = scorer(batch).get(key, None)
-    if not isinstance(scores, Tensor):
+    if scores is None:
         raise KeyError(f"the scorer did not write {key}. Let it set that entry of the batch.")
-    if scores.numel() != len(request):
-        raise ValueError(
-            f"the scorer wrote {tuple(scores.shape)} for {len(request)} videos. "
-            "Let it write one number per video."
-        )
-    return scores.detach().to("cpu", torch.float32).reshape(-1)
+    return check_scores("the scorer", scores, len(request)).cpu().reshape(-1)

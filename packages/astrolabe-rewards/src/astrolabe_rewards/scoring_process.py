@@ -15,7 +15,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from astrolabe_rewards.channel import ANSWER, ERROR, HELLO, Memory, receive_reply
-from astrolabe_rewards.errors import WeightsError
+from astrolabe_rewards.errors import RewardError, WeightsError
 from astrolabe_rewards.scorer import Description
 from astrolabe_rewards.wire import SCHEMA, Answer, Request, UnavailableError, WireError
 
@@ -30,6 +30,7 @@ _KINDS: Final = {
         ModuleNotFoundError,
         NotImplementedError,
         OSError,
+        RewardError,
         RuntimeError,
         TypeError,
         UnavailableError,

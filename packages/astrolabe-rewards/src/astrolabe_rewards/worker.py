@@ -129,9 +129,10 @@ class ScoringWorker(Reward):
         """Number of the process at present; None between its death and its next start."""
         return self._process.pid
 
-    def score(self, pixels: Tensor, prompts: list[str], fps: Tensor) -> Tensor:
+    def score(self, pixels: Tensor, prompts: list[str] | None, fps: Tensor) -> Tensor:
         """Score in the process, float32 ``[N]``; see ``Reward.score``."""
-        return self._process.score(Request(pixels, prompts, fps), self._timeout, self._retries)
+        request = Request(pixels, prompts or [""] * len(pixels), fps)
+        return self._process.score(request, self._timeout, self._retries)
 
     def submit(self, batch: TensorDictBase) -> "Future[TensorDictBase]":
         """Score a batch in the background, after those submitted before.
