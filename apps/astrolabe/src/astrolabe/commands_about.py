@@ -49,6 +49,7 @@ def parts(
     import inspect
     from difflib import get_close_matches
 
+    from astrolabe.contract import contract_of
     from astrolabe.registry import KINDS, find, names, options_of
 
     chosen = [known for known in KINDS if kind in (None, known)]
@@ -61,6 +62,8 @@ def parts(
         typer.echo(f"{name}: {inspect.getdoc(maker) or 'no description'}\n\nOptions:")
         for option in options_of(maker).values():
             typer.echo(f"  {option}")
+        for line in contract_of(chosen[0], maker):
+            typer.echo(line)
         return
     for known in chosen:
         typer.echo(f"{known}:")

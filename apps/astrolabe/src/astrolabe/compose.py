@@ -23,6 +23,7 @@ from astrolabe.compose_rewards import (
     weights,
 )
 from astrolabe.config import Part, Run
+from astrolabe.contract import check_model, check_objective, try_objective
 from astrolabe.errors import ConfigError
 from astrolabe.fit import check_fit, check_whole
 from astrolabe.gradients import Gradients
@@ -167,7 +168,10 @@ def compose(run: Run, world: World = ALONE) -> Parts:
         noise_levels(run, model),
         where="objective",
     )
+    check_objective(loss, run.objective.name)
     check_whole(run, loss.whole, world.size)
+    if not (sharded or type(loss).__module__.startswith("astrolabe_objectives.")):
+        try_objective(loss, run.objective.name, run, model)
     schedule = window_schedule(run)
     policy = build_policy(run, model, reward, record=STEPS in loss.in_keys)
     shuffle = torch.Generator()
@@ -278,8 +282,7 @@ def build_policy(run: Run, model: VideoModel, reward: CompositeReward, *, record
 
 def build_model(part: Part) -> VideoModel:
     """Make the model that a run names."""
-    model: VideoModel = build("models", part.name, part.options, where="model")
-    return model
+    return check_model(build("models", part.name, part.options, where="model"), part.name)
 
 
 def build_snapshots(run: Run, network: nn.Module) -> Snapshots:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from astrolabe.alarm import HackingAlarm
 from astrolabe.config import RewardTerm, Run
+from astrolabe.contract import check_reward
 from astrolabe.registry import build
 from astrolabe_objectives import RankDisagreement
 from astrolabe_rewards import CompositeReward
@@ -49,7 +50,9 @@ def build_reward(run: Run, *, grouped: bool = True) -> CompositeReward:
 
 def build_term(name: str, term: RewardTerm, table: str = "rewards") -> Scorer:
     """Make one reward of a table of settings."""
-    scorer: Scorer = build("rewards", term.name or name, term.options, where=f"{table}.{name}")
+    where, part = f"{table}.{name}", term.name or name
+    scorer: Scorer = build("rewards", part, term.options, where=where)
+    check_reward(scorer, part, where)
     return WholeVideo(scorer, name) if term.scope == "video" else scorer
 
 

@@ -135,6 +135,13 @@ def build(
     """
     make = check(kind, name, options, provided=len(fixed), where=where)
     try:
+        inspect.signature(make).bind(*fixed, **options)
+    except TypeError as error:
+        raise ConfigError(
+            f"{where}: {name!r} takes {inspect.signature(make)}, and is given {provided} arguments "
+            f"by position and {list(options)} by name: {error}. Change its constructor."
+        ) from error
+    try:
         return make(*fixed, **options)
     except (TypeError, ValueError) as error:
         # Only a refusal of the options is the user's mistake; the same errors without any

@@ -79,6 +79,8 @@ class AnchoredLoss(DenoisingLoss):
         selected: NestedKey = SELECTED
 
     default_keys: ClassVar[type] = _AcceptedKeys
+    #: What `outcome` returns without metrics; a subclass that adds some lists all of them.
+    out_keys: ClassVar[list[str]] = ["loss_policy", "loss_kl", "kl", "old_deviation"]
 
     def __init__(
         self,

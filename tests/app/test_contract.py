@@ -1,0 +1,195 @@
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from astrolabe import cli, session
+from astrolabe.compose import compose
+from astrolabe.config import Part, RewardTerm
+from astrolabe.errors import ConfigError
+from astrolabe.load import load
+from astrolabe_objectives import AnchoredLoss, DenoisingLoss
+from astrolabe_rewards import Reward
+
+README = Path(__file__).parents[2] / "packages" / "astrolabe-objectives" / "README.md"
+
+
+class Plain(AnchoredLoss):
+    """The shortest loss there is: no names of its own."""
+
+    def forward(self, tensordict):
+        seen = self.compare(self.noise(tensordict))
+        return self.outcome(seen, (seen.policy - seen.clean).square().mean())
+
+
+class WithoutAdvantages(DenoisingLoss):
+    """Reads neither advantages nor what is selected."""
+
+    out_keys = ("loss_error",)
+
+    def forward(self, tensordict):
+        noised = self.noise(tensordict)
+        error = self.predict(noised, reference=False).policy - noised["video", "latents"]
+        return TensorDict({"loss_error": error.square().mean()})
+
+
+class Nameless(DenoisingLoss):
+    def forward(self, tensordict):
+        return TensorDict()
+
+
+class Talkative(Plain):
+    def forward(self, tensordict):
+        return super().forward(tensordict).set("extra", torch.zeros(()))
+
+
+class Silent(Plain):
+    out_keys = ("loss_policy", "loss_kl", "kl", "old_deviation", "promised")
+
+
+class Detached(Plain):
+    def forward(self, tensordict):
+        return super().forward(tensordict).detach()
+
+
+class Many(Plain):
+    def forward(self, tensordict):
+        found = super().forward(tensordict)
+        return found.set("loss_policy", found["loss_policy"].expand(2))
+
+
+class Curious(Plain):
+    def _own_keys(self):
+        return [*super()._own_keys(), ("video", "pixels")]
+
+
+class Broken(Plain):
+    def forward(self, tensordict):
+        raise IndexError("out of luck")
+
+
+class Dictionary(Plain):
+    def forward(self, tensordict):
+        return dict(super().forward(tensordict).items())
+
+
+class Forgetful(Plain):
+    def noise(self, tensordict):
+        return super().noise(tensordict).select("noisy", "video", "prompt", "window")
+
+
+class Mute(Plain):
+    noise = None
+
+
+class Strange(Plain):
+    whole = "yes"
+
+
+class Lossless(Plain):
+    out_keys = ("kl", "old_deviation")
+
+
+class Narrow(Plain):
+    def __init__(self, network):
+        raise AssertionError("never made")
+
+
+def with_objective(run, kind):
+    name = kind if isinstance(kind, str) else f"{__name__}:{kind.__name__}"
+    return replace(run, objective=Part(name), rollout=replace(run.rollout, num_frames=3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Nameless, "Nameless.* has no out_keys. It needs out_keys, list"),
+        (Lossless, r"has out_keys = \['kl', 'old_deviation'\]\. It needs out_keys"),
+        (Mute, r"has no method noise\. It needs noise, method: noise"),
+        (Strange, r"has whole = 'yes'\. It needs whole, True if"),
+        (Talkative, "returned loss_policy, loss_kl, kl, old_deviation, extra, and its out_keys"),
+        (Silent, r"its out_keys are .*promised\. List each name"),
+        (Detached, "no loss of .* depends on the network"),
+        (Many, r"returned 'loss_policy' of shape \(2,\)"),
+        (Curious, r"reads \[\('video', 'pixels'\)\] by its in_keys"),
+        (Broken, "fails on 2 made-up clips: IndexError: out of luck"),
+        (Dictionary, "returned a dict. Return a TensorDict with loss_policy"),
+        (Forgetful, r"noise\(\) returned a TensorDict, not a TensorDict that still holds"),
+        (Narrow, "is given 3 arguments by position"),
+    ],
+)
+def test_an_objective_that_does_not_fit_is_refused_before_anything_is_sampled(
+    small_run, kind, message
+):
+    with pytest.raises(ConfigError, match=message):
+        compose(with_objective(small_run, kind))
+
+
+@pytest.mark.parametrize("kind", [Plain, WithoutAdvantages])
+def test_the_shortest_objective_of_ones_own_is_trained(small_run, tmp_path, kind):
+    run = with_objective(small_run, kind)
+    run = replace(
+        run,
+        train=replace(run.train, steps=1),
+        disagreement=replace(run.disagreement, mode="none"),
+        evaluation=replace(run.evaluation, at_end=False),
+    )
+    assert session.start(run, tmp_path / "run") == 0
+    assert '"policy/gradient_norm": 0.' in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_the_loss_of_the_readme_is_trained_by_the_command_line(small, tmp_path, monkeypatch):
+    block = README.read_text("utf-8").split("## Your own loss")[1].split("```")[1]
+    code = "\n".join(re.findall(r"^(?:>>>|\.\.\.) ?(.*)$", block, flags=re.MULTILINE))
+    (tmp_path / "my_losses.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    changes = ["train.steps=2", "evaluation.at_end=false", "rollout.num_frames=3"]
+    named = ["objective.name=my_losses:ImitateBetter", "objective.options.strength=0.5"]
+    assert session.start(load(["tiny"], [*small, *changes, *named]), tmp_path / "run") == 0
+    assert '"better_fraction": 0.5' in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+class Halfway(Reward):
+    name, unit = "halfway", "none"
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+
+    def score(self, pixels, prompts, fps):
+        return pixels
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (f"{__name__}:Halfway", r"Halfway' does not call super\(\).__init__\(\)"),
+        ("collections:OrderedDict.fromkeys", "options: .* needs the option 'iterable'"),
+        ("collections:ChainMap", "makes a ChainMap, which is no reward"),
+    ],
+)
+def test_what_is_no_reward_is_refused_when_the_run_is_built(small_run, name, message):
+    with pytest.raises(ConfigError, match=message):
+        compose(replace(small_run, rewards={**small_run.rewards, "mine": RewardTerm(name=name)}))
+
+
+def test_what_is_no_model_is_refused_by_name(small_run):
+    with pytest.raises(ConfigError, match="the model 'collections:Counter' makes a Counter"):
+        compose(replace(small_run, model=Part("collections:Counter")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "lines"),
+    [
+        ("objectives", "nft", ["out_keys = ['loss_policy',", "whole = False", "noise: method"]),
+        ("rewards", "tiny_ta", ["needs_text = True", "score: method"]),
+    ],
+)
+def test_parts_shows_the_contract_beside_the_options(kind, name, lines, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["parts", kind, name])
+    shown = capsys.readouterr().out
+    assert "Options:" in shown
+    assert all(line in shown for line in lines), shown
