@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -99,7 +100,7 @@ def test_an_update_that_is_not_finite_is_skipped(small_run, bad):
         first.register_hook(lambda gradient: gradient * torch.inf)
     step = next(train(run, parts, Clock()))
     assert step.metrics["guard/skipped"] == 2
-    assert "loss/policy" not in step.metrics
+    assert math.isnan(step.metrics["loss/policy"])
     assert [len(batch) for batch in step.skipped] == [2, 2]
     assert all(torch.equal(value, before[name]) for name, value in parts.parameters.items())
 
@@ -193,9 +194,12 @@ def test_a_mean_reward_is_over_the_videos_that_have_one(small_run, parts):
     flow = batch["score", "flow_mq"].clone()
     flow[0] = torch.nan
     batch["score", "flow_mq"] = flow
-    assert summarise(small_run, batch, {})["reward/flow_mq"] == pytest.approx(
-        float(flow[1:].mean())
-    )
+    parts.disagreement(parts.advantage(parts.reward.combine(batch)))
+    metrics = summarise(small_run, parts, batch)
+    assert metrics["reward/flow_mq"] == pytest.approx(float(flow[1:].mean()))
+    assert metrics["reward/total"] == pytest.approx(float(batch["next", "reward"][1:].mean()))
+    assert metrics["valid_fraction/flow_mq"] == metrics["advantage/valid_fraction"] == 0.75
+    assert metrics["valid_fraction/sharpness_vq"] == 1.0
 
 
 def test_several_updates_share_the_batch(small_run):

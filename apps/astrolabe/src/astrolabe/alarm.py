@@ -67,7 +67,8 @@ class HackingAlarm:
         self.trained, self.held_out, self.units = dict(trained), list(held_out), dict(units)
         self.loss = loss
         self.fired = False
-        #: Of each step, for each reward, its mean and its deviation inside groups.
+        self._least = max(guard.window // 2, 5)
+        #: Of each step, for each reward that was scored, its mean and its deviation inside groups.
         self.history: list[dict[str, list[float]]] = []
 
     def watch(self, batch: TensorDictBase) -> str:
@@ -83,23 +84,28 @@ class HackingAlarm:
         reading = {}
         for name in (*self.trained, *self.held_out):
             scores = batch["score", name].float().cpu().reshape(-1)
-            reading[name] = [float(scores.nanmean()), spread(scores, groups)]
+            known = scores[scores.isfinite()]
+            reading[name] = [float(known.mean()), spread(scores, groups)]
         return self.take(reading)
 
     def take(self, reading: dict[str, list[float]]) -> str:
         """As `watch`, from the mean and the deviation inside groups of each reward."""
         self.fired = False
-        if not all(math.isfinite(number) for pair in reading.values() for number in pair):
-            return ""  # a step in which a reward failed throughout says nothing
-        self.history.append(reading)
+        known = {name: pair for name, pair in reading.items() if all(map(math.isfinite, pair))}
+        if not known.keys() >= self.trained.keys():
+            return ""  # a step in which a trained reward failed throughout says nothing
+        self.history.append(known)
         del self.history[: -self.guard.window]
-        if len(self.history) < max(self.guard.window // 2, 5):
+        if len(self.history) < self._least:
             return ""
         rise, certainty = trend(self._total())
         if not certainty >= self.guard.margin:
             return ""
         for name in self.held_out:
-            change, certainty = trend([step[name][0] for step in self.history])
+            values = [step[name][0] for step in self.history if name in step]
+            if len(values) < self._least:
+                continue
+            change, certainty = trend(values)
             usual = self._usual_spread(name)
             if certainty <= -self.guard.margin and -change > self.guard.min_fall * usual:
                 told = self._tell(rise, name, change, usual)
@@ -134,7 +140,7 @@ class HackingAlarm:
         ]
 
     def _usual_spread(self, name: str) -> float:
-        return median(step[name][1] for step in self.history)
+        return median(step[name][1] for step in self.history if name in step)
 
     def _tell(self, rise: float, name: str, change: float, usual: float) -> str:
         size = f", {-change / usual:.1f} times what videos of one prompt differ by" if usual else ""

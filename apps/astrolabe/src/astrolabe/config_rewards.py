@@ -86,8 +86,9 @@ class Guard:
     min_fall: float = 0.25
     """Least fall of the held-out reward, in its standard deviations inside a group."""
     max_skipped: int = 3
-    """Steps in a row with a loss or gradient that is not finite, after which the run stops; the
-    updates concerned are skipped and their batches kept."""
+    """Steps in a row with a loss or gradient that is not finite, or without a video that could be
+    scored, after which the run stops; the updates concerned are skipped, and batches kept whose
+    loss was not finite."""
 
     def __post_init__(self) -> None:
         if not self.kl_factor > 1:

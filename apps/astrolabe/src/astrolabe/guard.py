@@ -36,20 +36,24 @@ class StepGuard:
         """Look at a finished step.
 
         Raises:
-            InvariantError: If too many steps in a row had a loss that is not finite.
+            InvariantError: If too many steps in a row had no video that could be scored, or a loss
+                that is not finite.
             OSError: If a batch cannot be written.
         """
         if step.alarm:
             self.view.say(f"Step {step.number}: {step.alarm}")
             self.stop = self.run.guard.action == "stop"
-        if step.metrics.get("advantage/zero_std_fraction") == 1.0 and not self._dull_told:
+        dull = step.metrics.get("advantage/zero_std_fraction") == 1.0 and not step.unscored
+        if dull and not self._dull_told:
             self._dull_told = True
             self.view.say(
                 f"Step {step.number}: all videos of each prompt got the same reward, or none, so "
                 "nothing can be learned. Raise rollout.group_size, or choose rewards or prompts "
                 "that tell these videos apart. (Told once.)"
             )
-        self._in_a_row = self._in_a_row + 1 if step.skipped else 0
+        self._in_a_row = self._in_a_row + 1 if step.skipped or step.unscored else 0
+        if step.unscored:
+            self._pass_over(step)
         for index, batch in enumerate(step.skipped):
             self._keep(step.number, index, batch)
 
@@ -61,6 +65,25 @@ class StepGuard:
                 "Compare in the report, then start anew with other weights or more KL; to go on "
                 f"all the same: astrolabe train --resume {self.folder.path}"
             )
+
+    def _pass_over(self, step: Step) -> None:
+        """Tell of a step in which nothing was scored; it made no update."""
+        silent = [
+            name.removeprefix("valid_fraction/")
+            for name, share in step.metrics.items()
+            if name.startswith("valid_fraction/") and share == 0.0
+        ]
+        who = f" ({', '.join(silent)} gave no score at all)" if silent else ""
+        limit = self.run.guard.max_skipped
+        if self._in_a_row >= limit:
+            raise InvariantError(
+                f"nothing could be learned in {limit} steps in a row, the last one as no video "
+                f"could be scored{who}. Look into {str(self.folder.path / 'logs')!r} why; when the "
+                f"rewards answer again, go on with: astrolabe train --resume {self.folder.path}"
+            )
+        self.view.say(
+            f"Step {step.number}: no video could be scored{who}; nothing was learned in this step."
+        )
 
     def _keep(self, step: int, index: int, batch: TensorDictBase) -> None:
         whose = f"-rank-{self.world.rank}" if self.world.size > 1 else ""

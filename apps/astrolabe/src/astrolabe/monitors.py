@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from itertools import combinations
 
 import torch
 from tensordict import TensorDictBase
@@ -53,22 +54,22 @@ def disagreement(scores: Tensor, groups: Tensor) -> float:
     """1 - mean Spearman correlation between two rewards inside a group.
 
     Args:
-        scores: ``[n, K]``; videos with a score that is not finite are left out.
+        scores: ``[n, K]``; two rewards are compared over the videos that both have scored.
         groups: int64 ``[n]``.
 
     Returns:
         0 (one order) to 2 (opposite orders); NaN if no group has two rewards that vary.
     """
-    known = scores.isfinite().all(dim=1)
     found = []
-    for members in split(scores[known], groups[known]):
-        ranks = average_ranks(members, torch.zeros(len(members)))  # [g, K]
-        ranks = ranks - ranks.mean(0)
-        size = ranks.norm(dim=0)
-        correlation = (ranks.T @ ranks) / (size[:, None] * size)  # NaN where one is constant
-        first, second = torch.triu_indices(len(size), len(size), offset=1)
-        found.append(correlation[first, second])
-    return 1.0 - float(torch.cat(found).nanmean()) if found else math.nan
+    for members in split(scores, groups):
+        for pair in combinations(members.unbind(1), 2):
+            both = torch.stack(pair, dim=1)
+            both = both[both.isfinite().all(dim=1)]
+            ranks = average_ranks(both, torch.zeros(len(both)))  # [g, 2]
+            ranks = ranks - ranks.mean(0)
+            size = ranks.norm(dim=0)
+            found.append(ranks.prod(1).sum() / size.prod())  # NaN where one is constant
+    return 1.0 - float(torch.stack(found).nanmean()) if found else math.nan
 
 
 def spread(values: Tensor, groups: Tensor) -> float:

@@ -40,7 +40,7 @@ def sample_only(
             check_pairs(parts, batch)
         measured = clock.take()
         with clock("wait"):
-            wanted = shown if run.logging.shows(step + 1) else None
+            wanted = shown if len(shown) and run.logging.shows(step + 1) else None
             if not handover.give(batch, wanted, measured, values, asked=asked()):
                 return
         yield step + 1

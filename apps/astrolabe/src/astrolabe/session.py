@@ -268,7 +268,7 @@ def _say(view: View, texts: list[str]) -> None:
 
 def _keep_samples(folder: RunFolder, run: Run, step: Step, view: View) -> None:
     """Write the step's videos that are to be shown, then ``index.json``, which describes them."""
-    if not run.logging.shows(step.number):
+    if not run.logging.shows(step.number) or not len(step.shown):
         return
     place = folder.samples / f"step-{step.number:06d}"
     videos = describe(step.judged, step.shown, list(run.rewards))

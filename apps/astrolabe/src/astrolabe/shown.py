@@ -22,6 +22,7 @@ class Extremes:
     The reward of the composite is known only when the whole step is scored. Until then videos are
     compared by the weighted sum of their scores, in units of the part's own deviation where the
     units of the composite are not fixed: the two rarely differ, and `describe` ranks by the reward.
+    A video that a summed reward could not score is neither the best nor the worst.
 
     Args:
         parts: Of the run.
@@ -34,8 +35,11 @@ class Extremes:
 
     def take(self, batch: TensorDictBase) -> None:
         """Look at scored videos ``[n, T]`` with pixels, and keep copies of the extreme ones."""
+        self._none = batch[:0]
         ids = batch[GROUP][:, 0].tolist()
         for row, (group, value) in enumerate(zip(ids, self._worth(batch), strict=True)):
+            if not math.isfinite(value):
+                continue
             if group not in self._found and len(self._found) == self.groups:
                 continue
             pair = self._found.setdefault(group, [])
@@ -46,16 +50,17 @@ class Extremes:
             pair.sort(key=lambda one: -one[0])
 
     def videos(self) -> TensorDictBase:
-        """The best and the worst of each group, one after the other."""
-        return torch.cat([video for pair in self._found.values() for _, video in pair])
+        """The best and the worst of each group, one after the other; none if none was scored."""
+        videos = [video for pair in self._found.values() for _, video in pair]
+        return torch.cat(videos) if videos else self._none
 
     def _worth(self, batch: TensorDictBase) -> list[float]:
         worth = torch.zeros(len(batch))
         for name, weight in self.parts.alarm.trained.items():
-            scores = batch["score", name].float().cpu().mean(dim=(1, 2))  # [n]
-            spread = 0.0 if tied(scores) else float(scores.std(correction=0))
-            unit = self.parts.alarm.units.get(name) or spread or 1.0
-            worth += (weight / unit * scores).nan_to_num(0.0)
+            scores = torch.tensor(_means(batch["score", name]))  # [n]
+            known = scores[scores.isfinite()]
+            spread = 0.0 if tied(known) else float(known.std(correction=0))
+            worth += weight / (self.parts.alarm.units.get(name) or spread or 1.0) * scores
         values: list[float] = worth.tolist()
         return values
 
@@ -72,15 +77,20 @@ def describe(
 
     Returns:
         For each ``file``, ``prompt``, ``group``, ``reward`` and ``scores`` (means over windows, or
-        None), and its ``rank`` by reward, from 1, among the ``of`` videos of its group. Any: texts,
-        numbers and None.
+        None), and its ``rank`` by reward, from 1, among the ``of`` videos of its group that have
+        one; no rank without a reward. Any: texts, numbers and None.
     """
     ids, totals = _ids(batch), _means(batch[REWARD])
     scores = {name: _means(batch["score", name]) for name in rewards}
     described = []
     for index, (group, seed) in enumerate(_ids(shown)):
         row = ids.index((group, seed))
-        rivals = [total for total, (other, _) in zip(totals, ids, strict=True) if other == group]
+        rivals = [
+            total
+            for total, (other, _) in zip(totals, ids, strict=True)
+            if other == group and math.isfinite(total)
+        ]
+        known = math.isfinite(totals[row])
         described.append(
             {
                 "file": f"{index}.mp4",
@@ -88,7 +98,7 @@ def describe(
                 "group": group,
                 "reward": _or_none(totals[row]),
                 "scores": {name: _or_none(values[row]) for name, values in scores.items()},
-                "rank": 1 + sum(rival > totals[row] for rival in rivals),
+                "rank": 1 + sum(rival > totals[row] for rival in rivals) if known else None,
                 "of": len(rivals),
             }
         )
@@ -101,8 +111,9 @@ def _ids(batch: TensorDictBase) -> list[tuple[int, int]]:
 
 
 def _means(values: Tensor) -> list[float]:
-    """Mean of each video over its windows, ``[N, T, 1]`` to ``[N]``."""
-    means: list[float] = values.float().nanmean(dim=(1, 2)).tolist()
+    """Mean of each video over its windows that have a value, ``[N, T, 1]`` to ``[N]``."""
+    finite = values.float().cpu().where(values.cpu().isfinite(), math.nan)
+    means: list[float] = finite.nanmean(dim=(1, 2)).tolist()
     return means
 
 

@@ -85,9 +85,10 @@ class Tracker:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
         except OSError as error:
             log.warning("metrics.jsonl cannot be written (%s); its lines wait", error.strerror)
+        known = {name: value for name, value in numbers.items() if value is not None}
         for name, logger in list(self._loggers.items()):
             try:
-                logger.log_metrics(metrics, step=step)
+                logger.log_metrics(known, step=step)
                 self._failed[name] = 0
             except Exception as error:  # every tracker has errors of its own
                 self._forgive(name, error)

@@ -24,10 +24,12 @@ from astrolabe.memory_retry import is_out_of_memory
 from astrolabe.monitors import monitor_metrics
 from astrolabe.stragglers import compared
 from astrolabe_objectives import group_statistics
-from astrolabe_objectives.keys import NOISE_SEED
+from astrolabe_objectives.keys import NOISE_SEED, VALID
 from astrolabe_rollout.prompts import noise_seed
 
 SELECTED = ("kl", "selected")
+#: Metric: share of the windows whose advantage is known.
+SCORED = "advantage/valid_fraction"
 
 #: A few numbers a window: what all processes know of each other's videos.
 JUDGED = (
@@ -71,6 +73,8 @@ class Step:
     """What the alarm says; empty: nothing."""
     skipped: list[TensorDictBase]
     """Batches of updates that were not made, as a loss or gradient was not finite."""
+    unscored: bool = False
+    """Whether no window could be judged, so that nothing was learned."""
 
 
 def train(run: Run, parts: Parts, clock: Clock, first: int = 0) -> Iterator[Step]:
@@ -100,26 +104,31 @@ def train(run: Run, parts: Parts, clock: Clock, first: int = 0) -> Iterator[Step
             parts.disagreement(judged)  # + ("kl", "selected")
             told = parts.alarm.watch(judged)
             watched = monitor_metrics(judged, run.rewards) | parts.alarm.metrics()
+        figures = summarise(run, parts, judged)
+        unscored = figures[SCORED] == 0.0
         if step == first:
             check_batch(run, parts, batch)
         with clock("update"):
             shuffle(batch, judged, parts, run, step)
             updates: list[Metrics] = []
             skipped: list[TensorDictBase] = []
-            for minibatch in parts.buffer:
+            for minibatch in () if unscored else parts.buffer:
                 measured = update(minibatch, parts, run, clock)
+                if not measured:
+                    continue
                 if not usable(measured):
                     skipped.append(minibatch)
                     continue
                 updates.append(measured)
                 if step == 0 and len(updates) == 1:
                     check_first_update(measured)
-            losses = mean(updates)
-            followed = parts.snapshots.advance(step, losses.get("kl", 0.0))
-        watched["guard/skipped"] = float(len(skipped))
-        metrics = summarise(run, judged, losses) | watched | followed
+            losses = mean(updates, [*parts.loss.out_keys, "gradient_norm"])
+            followed = parts.snapshots.advance(step, losses.get("kl", 0.0) if updates else None)
+        watched["guard/skipped"] = float(run.train.updates - len(updates))
+        learned = {NAMES.get(name, name): value for name, value in losses.items()}
+        metrics = figures | learned | watched | followed
         metrics |= compared(parts.world, clock.take(), len(judged))
-        yield Step(step + 1, metrics, batch, judged, shown, told, skipped)
+        yield Step(step + 1, metrics, batch, judged, shown, told, skipped, unscored)
 
 
 def shuffle(
@@ -137,18 +146,22 @@ def shuffle(
     judged[NOISE_SEED] = seeds.view(judged.batch_size)
     start = parts.world.rank * own
     batch.update(judged[start : start + own])
-    needed = [*parts.loss.in_keys, *parts.loss.optional_keys]
+    needed = [*parts.loss.in_keys, *parts.loss.optional_keys, SELECTED, VALID]
     order = torch.randperm(windows, generator=parts.shuffle)
     parts.buffer.empty()
     parts.buffer.extend(
         parts.world.exchange(
-            batch.select(*needed).contiguous().reshape(-1), order, run.train.updates
+            batch.select(*needed).contiguous().reshape(-1),
+            order,
+            run.train.updates,
         )
     )
 
 
 def update(minibatch: TensorDictBase, parts: Parts, run: Run, clock: Clock) -> Metrics:
     """Take one optimiser step, unless a number is not `usable`; return losses and metrics.
+
+    Nothing is done, and nothing returned, for a minibatch of which nothing could be scored.
 
     Micro-batches, and the parts of the processes, add up to the gradient of the whole: each loss
     weighs by its share of the samples of all.
@@ -157,9 +170,13 @@ def update(minibatch: TensorDictBase, parts: Parts, run: Run, clock: Clock) -> M
     if parts.loss.whole:
         minibatch = world.gather(minibatch)
     noised = parts.loss.noise(minibatch)
-    whole = torch.tensor([len(noised), float(noised[SELECTED].sum())], dtype=torch.float64)
+    scored = minibatch.get(VALID, torch.ones(1))
+    counts = len(noised), float(noised[SELECTED].sum()), float(scored.sum())
+    whole = torch.tensor(counts, dtype=torch.float64)
     if not parts.loss.whole:
         world.sum(whole)
+    if not whole[2]:
+        return {}
     while True:
         micros = noised.split(parts.micro_batch.size)
         if parts.loss.whole:
@@ -188,7 +205,7 @@ def learn(micros: Sequence[TensorDictBase], whole: Tensor, parts: Parts, clock: 
 
     Args:
         micros: This process's part of a minibatch.
-        whole: Samples of the minibatch, and those of them on which the KL penalty acts.
+        whole: Samples of the minibatch, then those of them on which the KL penalty acts.
         parts: Of the run.
         clock: Is told how far it is.
     """
@@ -241,19 +258,29 @@ def reseed(parts: Parts, seed: int, step: int) -> None:
     parts.loss.seed(mixed)
 
 
-def summarise(run: Run, batch: TensorDictBase, losses: Metrics) -> Metrics:
-    """Name what a step measured, in the order in which it is shown."""
-    scores = {f"reward/{name}": float(batch["score", name].nanmean()) for name in run.rewards}
+def summarise(run: Run, parts: Parts, judged: TensorDictBase) -> Metrics:
+    """Name what the scores of a step say, in the order in which it is shown.
+
+    What could not be scored is left out of each mean, and counted; without any score it is NaN.
+    """
+    means = {"reward/total": judged["next", "reward"]}
+    means |= {f"reward/{name}": judged["score", name] for name in run.rewards}
+    fractions = {f"valid_fraction/{name}": judged["score", name].isfinite() for name in run.rewards}
     return {
-        "reward/total": float(batch["next", "reward"].nanmean()),
-        **scores,
-        **{NAMES.get(name, name): value for name, value in losses.items()},
-        **group_statistics(batch),
-        "kl/selected_fraction": float(batch[SELECTED].float().mean()),
+        **{name: finite_mean(values) for name, values in means.items()},
+        **group_statistics(judged, reward_key=parts.advantage.reward_key),
+        **{name: float(known.double().mean()) for name, known in fractions.items()},
+        "kl/selected_fraction": float(judged[SELECTED][judged[VALID]].float().mean()),
     }
 
 
-def mean(metrics: list[Metrics]) -> Metrics:
-    """Mean of each metric over the updates of a step; without updates there are none."""
-    names = metrics[0] if metrics else ()
+def mean(metrics: list[Metrics], names: Sequence[str]) -> Metrics:
+    """Mean of each metric over the updates of a step; NaN without any."""
+    if not metrics:
+        return dict.fromkeys(names, math.nan)
     return {name: sum(one[name] for one in metrics) / len(metrics) for name in names}
+
+
+def finite_mean(values: Tensor) -> float:
+    """Mean of what is finite; NaN if nothing is."""
+    return float(values.where(values.isfinite(), math.nan).nanmean())

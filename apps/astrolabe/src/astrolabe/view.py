@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from types import TracebackType
@@ -57,7 +57,7 @@ class View:
         """A step is finished."""
         seconds = sum(value for name, value in metrics.items() if name.startswith("time/"))
         rewards = "  ".join(
-            f"{name.removeprefix('reward/')} {value:.4g}"
+            f"{name.removeprefix('reward/')} {value:.4g}{scored_share(name, metrics)}"
             for name, value in metrics.items()
             if name.startswith("reward/")
         )
@@ -165,10 +165,12 @@ class LiveView(View):
             table.add_column(heading, justify="left" if heading == "reward" else "right")
         table.add_column("")
         for name, values in self._history.items():
-            change = values[-1] - values[0]
+            first = next((value for value in values if math.isfinite(value)), math.nan)
+            change = values[-1] - first
             style = "green" if change > 0 else "red" if change < 0 else ""
-            cells = f"{values[0]:.4g}", f"{values[-1]:.4g}", Text(f"{change:+.3g}", style=style)
-            table.add_row(name, *cells, sparkline(values, 40))
+            cells = f"{first:.4g}", f"{values[-1]:.4g}", Text(f"{change:+.3g}", style=style)
+            share = scored_share(f"reward/{name}", self._last)
+            table.add_row(f"{name}{share}", *cells, sparkline(values, 40))
         return table
 
     def _numbers(self) -> str:
@@ -191,6 +193,18 @@ def make_view(steps: int, title: str, *, speaks: bool = True) -> View:
     if not speaks:
         return Silent(steps, console)
     return LiveView(steps, console, title) if console.is_terminal else View(steps, console)
+
+
+def scored_share(name: str, metrics: Mapping[str, float]) -> str:
+    """Say of how many videos a mean reward is, where it is not of all.
+
+    >>> scored_share("reward/hpsv3", {"valid_fraction/hpsv3": 0.75})
+    ' (75% scored)'
+    """
+    fraction = name.replace("reward/", "valid_fraction/")
+    total = metrics.get("advantage/valid_fraction", 1.0)
+    share = metrics.get(fraction, 1.0) if name != "reward/total" else total
+    return f" ({share:.0%} scored)" if share < 1 else ""
 
 
 def sparkline(values: list[float], width: int) -> str:

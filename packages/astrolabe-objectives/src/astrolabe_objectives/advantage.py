@@ -250,16 +250,17 @@ def group_statistics(
     Returns:
         ``advantage/zero_std_fraction``: share of the groups that teach nothing, as their valid
         rewards are equal but for rounding, or fewer than two; ``advantage/group_std``: mean
-        standard deviation inside a group, in units of the reward; ``advantage/valid_fraction``:
-        share of samples that count.
+        standard deviation inside a group of two valid samples or more, in units of the reward, NaN
+        without any; ``advantage/valid_fraction``: share of samples that count.
     """
     reward = read(tensordict, reward_key, "group_statistics").reshape(-1)
     valid = countable(tensordict, valid_key, reward[:, None])
     ids = group_ids(tensordict, group_key, index_key, "group_statistics")
     groups = _Groups.of(reward, ids, valid, rounding(reward))
+    several = torch.zeros_like(groups.std).index_add(0, groups.inverse, valid.double()) > 1
     return {
         "advantage/zero_std_fraction": float((groups.std == 0).double().mean()),
-        "advantage/group_std": float(groups.std.mean()),
+        "advantage/group_std": float(groups.std[several].mean()),
         "advantage/valid_fraction": float(valid.double().mean()),
     }
 

@@ -111,7 +111,7 @@ class RankDisagreement(TensorDictModuleBase):
         scores: TensorDictBase = read(tensordict, self.score_key, "RankDisagreement")
         known: list[str] = sorted(scores.keys())
         # The first column is the primary where that matters.
-        names = self._names(known) if self.mode == "selective" else known
+        names = self._names(known) if self.mode == "selective" else self._compared(known)
         columns, blur = side_by_side([scores[name].reshape(-1) for name in names])
         valid = countable(tensordict, VALID, columns)
         if self.mode == "selective":
@@ -153,6 +153,11 @@ class RankDisagreement(TensorDictModuleBase):
                 self.rho *= 2.0 - FACTOR
             self.rho = min(max(self.rho, LOWEST), HIGHEST)
         self._recent.append(mean)
+
+    def _compared(self, known: list[str]) -> list[str]:
+        """Those of the known scores that take part; all of them unless it was said which."""
+        named = (self.primary, *(known if self.auxiliary is None else self.auxiliary))
+        return [name for name in known if name in named] or known
 
     def _names(self, known: list[str]) -> list[str]:
         auxiliary = self.auxiliary

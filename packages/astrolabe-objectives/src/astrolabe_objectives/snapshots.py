@@ -185,7 +185,7 @@ class Snapshots:
         count = sum(parameter.numel() for parameter in live.values())
         return float((total(torch.stack(squares).sum(), first) / count).sqrt())
 
-    def advance(self, step: int, kl: float) -> dict[str, float]:
+    def advance(self, step: int, kl: float | None) -> dict[str, float]:
         """Close an epoch: ``old`` follows the policy, ``reference`` is renewed if it is time.
 
         A copy ``behind`` becomes what ``old`` was before, for data that is sampled one epoch late.
@@ -193,14 +193,15 @@ class Snapshots:
 
         Args:
             step: Number of this epoch, from 0.
-            kl: Mean KL term of this epoch, before its coefficient; the same on every rank.
+            kl: Mean KL term of this epoch, before its coefficient; the same on every rank. None:
+                nothing was learned in it, so that only ``behind`` follows.
 
         Returns:
             Metrics: ``snapshot/old_decay``, ``snapshot/reference_reset`` (0 or 1) and
             ``snapshot/reference_epochs`` since the last reset.
         """
         metrics: dict[str, float] = {}
-        if REFERENCE in self._copies:
+        if REFERENCE in self._copies and kl is not None:
             reset = self._reference_reset(kl, self._epochs + 1)
             if reset:
                 self.refresh(REFERENCE)
@@ -211,7 +212,7 @@ class Snapshots:
             behind = self._copy(BEHIND)
             for key, values in self._copy(OLD).items():
                 behind[key].copy_(values)
-        if OLD in self._copies:
+        if OLD in self._copies and kl is not None:
             decay = self._old_decay(step)
             self.ema(OLD, decay)
             metrics["snapshot/old_decay"] = decay
