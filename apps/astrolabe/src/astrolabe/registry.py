@@ -138,8 +138,8 @@ def build(
         inspect.signature(make).bind(*fixed, **options)
     except TypeError as error:
         raise ConfigError(
-            f"{where}: {name!r} takes {inspect.signature(make)}, and is given {provided} arguments "
-            f"by position and {list(options)} by name: {error}. Change its constructor."
+            f"{where}: {name!r} takes {inspect.signature(make)}, and is given {len(fixed)} "
+            f"arguments by position and {list(options)} by name: {error}. Change its constructor."
         ) from error
     try:
         return make(*fixed, **options)
