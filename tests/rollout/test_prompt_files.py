@@ -20,7 +20,7 @@ WELL_FORMED = {
     "csv": ("p.CSV", '\ufeffid, Prompt \r\n1,"a cat, asleep"\r\n2,a dog\r\n\r\n'),
     "csv of pandas": ("p.csv", ',prompt\n0,"a cat, asleep"\n1,a dog\n'),
     "csv with commas at its ends": ("p.csv", 'prompt,,\n"a cat, asleep",,\na dog,,\n'),
-    "csv with spaces after commas": ("p.csv", 'prompt, id\n"a cat, asleep", "x"\na dog, 2\n'),
+    "csv with spaces after commas": ("p.csv", 'id, prompt\n1, "a cat, asleep"\n2, a dog\n'),
     "csv with a number after a space": ("p.csv", 'prompt,id\n"a cat, asleep", 1\na dog, 2\n'),
     "tsv": ("p.tsv", "prompt\tid\na cat, asleep\t 1 or 2\na dog\t2\n"),
     "json lines": ("p.JSONL", '\ufeff{"PROMPT": "a cat, asleep", "n": [1]}\r\n\n"a dog"\n'),
