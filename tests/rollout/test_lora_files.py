@@ -454,6 +454,11 @@ def test_a_lora_goes_on_from_an_adapter_of_its_real_alpha_alone(tmp_path):
 @pytest.mark.parametrize(
     ("pairs", "settings", "message"),
     [
+        (
+            matrices(8),
+            {"r": 8, "lora_alpha": 8},
+            "rank 8 and alpha 8 for .*rank 4 .*Add it with rank=8 and alpha=8",
+        ),
         (PLAIN, {"alpha_pattern": {"ffn.net.2": 1}}, "and alpha 1 for .*ffn.net.2.*merge it"),
         (PLAIN, {"lora_alpha": 2.5}, "alpha 2.5 for .*merge it"),
         (PLAIN, {"lora_alpha": 0}, "alpha 0 for .*merge it"),

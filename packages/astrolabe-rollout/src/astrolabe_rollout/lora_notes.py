@@ -15,6 +15,7 @@ from astrolabe_rollout.lora_names import Entries
 from astrolabe_rollout.lora_scale import (
     HOW_TO_STATE,
     RSLORA,
+    WORDS,
     Statement,
     number,
     of_settings,
@@ -75,13 +76,14 @@ def _of_transformer(settings: Iterable[tuple[str, Any]], place: str) -> dict[str
 
 
 def _word(key: str) -> str:
-    """A setting's name without its place, in small letters and underscores.
+    """A setting's name without its place, as it is written in other files.
 
-    >>> _word("transformer.loraAlpha"), _word("Network.Alpha")
-    ('lora_alpha', 'network_alpha')
+    >>> _word("transformer.loraAlpha"), _word("Network.Alpha"), _word("LoRA-Rank")
+    ('lora_alpha', 'network_alpha', 'lora_rank')
     """
-    apart = re.sub(r"(?<=[a-z])(?=[A-Z])|[- ]", "_", bare(key)).lower()
-    return re.sub(r"^(lora|network|adapter|peft|config)\.", r"\1_", apart)
+    name = re.sub(r"^(peft|config|adapter)\.", "", bare(key).lower())
+    name = re.sub(r"^(lora|network)\.|[- ]", lambda found: f"{found[1] or ''}_", name)
+    return next((word for word in WORDS if word.replace("_", "") == name.replace("_", "")), name)
 
 
 def _nested(settings: Mapping[str, Any], place: str) -> list[Statement]:

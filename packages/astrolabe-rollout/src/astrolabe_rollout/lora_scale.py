@@ -24,6 +24,8 @@ ALPHAS: Final = ("lora_alpha", "network_alpha", "ss_network_alpha", "linear_alph
 RANKS: Final = ("r", "rank", "lora_rank", "lora_dim", "network_dim", "ss_network_dim")
 _PATTERNS: Final = ("alpha_pattern", "rank_pattern")
 RSLORA: Final = ("use_rslora", "rs_lora", "rslora")
+#: All of these.
+WORDS: Final = (*ALPHAS, *RANKS, *RSLORA, *_PATTERNS)
 #: Words that speak of strength, but no program is known that says what they mean.
 _UNKNOWN: Final = re.compile(r"scale|scaling|alphas|\w*(lora|network|adapter)\w*_(alphas?|scal\w+)")
 #: What kohya's programs write in place of a number that there is not, or not one of.
@@ -113,8 +115,7 @@ def scales(
 
 def speaks_of_strength(name: str) -> bool:
     """Whether a setting of this name is about rank or alpha."""
-    named = (*ALPHAS, *RANKS, *RSLORA, *_PATTERNS)
-    return name in named or _UNKNOWN.fullmatch(name) is not None
+    return name in WORDS or _UNKNOWN.fullmatch(name) is not None
 
 
 def of_settings(settings: Mapping[str, Any], place: str) -> Statement:
