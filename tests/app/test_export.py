@@ -58,6 +58,17 @@ def test_the_precision_is_changed_when_asked(checkpoint):
     assert {value.dtype for value in load_file(target).values()} == {torch.bfloat16}
 
 
+def test_numbers_beyond_the_precision_are_refused_by_name(checkpoint, capsys):
+    content = torch.load(checkpoint, weights_only=True)
+    content["generator"]["model.head.head.weight"][0, 0] = 7e4
+    large, target = checkpoint.parent / "large.pt", checkpoint.parent / "half.pt"
+    torch.save(content, large)
+    assert run("convert", large, target, "--dtype", "fp16") == 2
+    assert "'proj_out.weight' has numbers up to 7e+04" in capsys.readouterr().err
+    assert not target.exists()
+    assert run("convert", large, target, "--dtype", "bf16") == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -108,6 +119,9 @@ def test_a_run_is_exported_as_adapter_and_as_whole_model(finished, tmp_path, cap
         (["adapter"], "exists"),
         (["a.pt"], "a LoRA is written as a folder"),
         (["b", "--format", "gguf"], "Choose from: lora, merged"),
+        (["b", "--format", "original"], "is written as a file .safetensors"),
+        (["b", "--dtype", "bf16"], "--dtype belongs to --format merged"),
+        (["b", "--format", "merged", "--dtype", "int8"], "Choose from: keep, bf16, fp16, fp32"),
     ):
         assert run("export", finished, tmp_path / arguments[0], *arguments[1:]) == 2
         assert message in capsys.readouterr().err

@@ -106,8 +106,9 @@ def save_lora(
 
     peft reads it with ``PeftModel.from_pretrained(network, folder)``, diffusers with
     ``network.load_lora_adapter(folder, prefix="base_model.model",
-    weight_name="adapter_model.safetensors")``. The files of an earlier save are replaced only when
-    the new ones are whole.
+    weight_name="adapter_model.safetensors")``. Pipelines of diffusers find nothing in it: write it
+    for them with `export_lora`. The files of an earlier save are replaced only when the new ones
+    are whole.
 
     Args:
         network: A network with a LoRA.

@@ -74,7 +74,8 @@ def load_wan(
 
     Args:
         checkpoint: The transformer: a file or folder of any kind that `load_checkpoint` reads.
-        lora: An adapter that is merged into it, of any kind that `load_lora` reads.
+        lora: An adapter that is merged into it in float32, of any kind that `load_lora` reads; a
+            `PrecisionWarning` is shown if ``dtype`` cannot hold it.
         components: Folder of diffusers with ``text_encoder``, ``tokenizer`` and ``vae``.
         size: Size that the checkpoint must have, ``1.3b`` or ``14b``.
         height: Of the picture in pixels, a multiple of 16.
