@@ -35,7 +35,7 @@ from astrolabe_rollout.transformer import CausalWan
 from astrolabe_rollout.wan_components import load_codec, load_text_encoder
 from astrolabe_rollout.wan_vae import WanCodec
 
-Size = Literal["1.3b", "14b"]
+Size = Literal["1.3b", "14b", "any"]
 
 #: Layers and attention heads of Wan 2.1; heads are 128 wide.
 SIZES: Final[dict[Size, tuple[int, int]]] = {"1.3b": (30, 12), "14b": (40, 40)}
@@ -77,7 +77,8 @@ def load_wan(
         lora: An adapter that is merged into it in float32, of any kind that `load_lora` reads; a
             `PrecisionWarning` is shown if ``dtype`` cannot hold it.
         components: Folder of diffusers with ``text_encoder``, ``tokenizer`` and ``vae``.
-        size: Size that the checkpoint must have, ``1.3b`` or ``14b``.
+        size: Size that the checkpoint must have, ``1.3b`` or ``14b``; ``any`` takes what it has,
+            such as a small one to try things with.
         height: Of the picture in pixels, a multiple of 16.
         width: The same.
         chunk: Latent frames that are denoised together.
@@ -103,10 +104,10 @@ def load_wan(
         CheckpointError: If weights are absent, damaged, or of another model.
         ValueError: If an option is unknown or the sizes do not fit each other.
     """
-    if dtype not in DTYPES or size not in SIZES:
+    if dtype not in DTYPES or size not in (*SIZES, "any"):
         raise ValueError(
             f"dtype={dtype!r}, size={size!r}: choose dtype from {', '.join(DTYPES)} and size from "
-            f"{', '.join(SIZES)}."
+            f"{', '.join(SIZES)}, any."
         )
     geometry = Geometry(height, width, chunk=chunk, window=window or None, sink=sink)
     schedule = FlowSchedule(shift)
@@ -181,11 +182,11 @@ def load_network(
     # 8 bits have no digits of their own to merge into.
     state = load_checkpoint(path, torch.float32 if lora or dtype is None else dtype)
     config: dict[str, Any] = (read_config(path) if path.is_dir() else None) or infer_config(state)
-    if size is not None:
+    if size is not None and size != "any":
         layers, heads = config["num_layers"], config["num_attention_heads"]
         if (layers, heads) != SIZES[size]:
             known = [name for name, sizes in SIZES.items() if sizes == (layers, heads)]
-            hint = f"Set model.options.size={known[0]}" if known else "Choose a checkpoint of Wan"
+            hint = f"Set model.options.size={known[0] if known else 'any'}"
             raise CheckpointError(
                 f"{str(path)!r} has {layers} blocks of {heads} heads, size {size!r} has "
                 f"{SIZES[size][0]} of {SIZES[size][1]}. {hint}, or name the family that it is of."
