@@ -34,9 +34,9 @@ def check_batch(run: Run, parts: Parts, batch: TensorDictBase) -> None:
         InvariantError: Says what does not hold and what to look at.
     """
     check_noise_levels(run, parts)
-    if parts.handover is None:  # else by those that sampled it
+    if parts.handover is None:  # else groups may lie on several processes
         check_pairs(parts, batch)
-    check_context(parts, batch)
+        check_context(parts, batch)
     if (run.train.context, run.train.mask) == ("clean", "chunk"):
         check_cache(parts, batch)
 
