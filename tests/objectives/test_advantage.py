@@ -224,6 +224,17 @@ def test_each_reward_is_normalised_then_weighed_then_the_sum_is_normalised():
     assert_close(found.std(correction=0), torch.ones((), dtype=torch.float64))
 
 
+def test_an_invalid_sample_changes_no_advantage_of_several_rewards():
+    rewards = torch.tensor([[1.0, 5.0], [2.0, 9.0], [4.0, 1.0], [torch.nan, 3.0]])
+    ids, weights = torch.zeros(4, dtype=torch.int64), torch.tensor([1.0, 2.0])
+    valid = torch.tensor([True, True, True, False])
+    found = per_reward_advantage(rewards, weights, ids, valid, eps=0.0)
+    alone = per_reward_advantage(rewards[:3], weights, ids[:3], valid[:3], eps=0.0)
+    assert_close(found[:3], alone)
+    assert_close(alone.std(correction=0), torch.ones((), dtype=torch.float64))
+    assert found[3] == 0
+
+
 def test_a_reward_that_is_equal_in_a_group_adds_nothing_there():
     more = scores(flat=[5.0, 5.0, 1.0, 2.0], live=[1.0, 2.0, 3.0, 9.0])
     weights = {"flat": 1.0, "live": 1.0}

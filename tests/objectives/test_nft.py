@@ -79,6 +79,21 @@ def test_kl_is_the_mean_over_selected_clips(network, snapshots, clips, nudge):
     assert not torch.isclose(expected, everywhere)
 
 
+def test_kl_in_velocities_is_that_in_clean_latents_over_sigma_squared(
+    network, snapshots, clips, nudge
+):
+    nudge(network)
+    snapshots.refresh("old")  # nearer to the policy than the reference is
+    nudge(network)
+    losses = {
+        space: NFTLoss(network, snapshots, (0.4,), prediction=space)(clips)
+        for space in ("velocity", "x0")
+    }
+    for name in ("kl", "old_deviation"):
+        assert_close(losses["velocity"][name], losses["x0"][name] / 0.4**2)
+    assert losses["x0"]["kl"] > 1.5 * losses["x0"]["old_deviation"]
+
+
 def test_kl_without_a_selected_clip_is_zero_without_gradient_or_reference_pass(
     network, loss, clips, nudge
 ):

@@ -139,3 +139,9 @@ def test_fewer_than_two_scores_are_tied(scores, expected):
 def test_rounding_grows_with_the_size_of_a_score():
     values = torch.tensor([0.0, -2.0, 2.0], dtype=torch.bfloat16)
     assert rounding(values).tolist() == [0.0, 0.03125, 0.03125]
+
+
+def test_an_adaptive_weight_is_never_above_that_of_the_public_code():
+    old = torch.full((1, 2), 2e-6)
+    good, _ = implicit_errors(old, old, torch.zeros(1, 2), 1.0, adaptive_unit=torch.ones(1, 1))
+    assert float(good) == pytest.approx(4e-12 / 1e-5)
