@@ -193,3 +193,10 @@ def test_parts_shows_the_contract_beside_the_options(kind, name, lines, capsys):
     shown = capsys.readouterr().out
     assert "Options:" in shown
     assert all(line in shown for line in lines), shown
+
+
+def test_parts_shows_the_keys_of_an_objective_that_is_in_use(parts, capsys):
+    assert "policy_positive" in parts.loss.out_keys
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["parts", "objectives", "nft"])
+    assert "out_keys = ['loss_policy', 'loss_kl'" in capsys.readouterr().out

@@ -77,7 +77,8 @@ def test_speed_writes_figures_of_every_variant_with_the_protocol(finished):
             # Twelve frames of a chunk, whose median time is known too.
             rate = 12 / figures["percentiles"]["p50"]
             assert figures["frames_per_second"] == pytest.approx(rate, rel=0.9)
-            assert figures["interval"][0] <= figures["ratio"] <= figures["interval"][1]
+            # Two rounds tell nothing of others; of the base itself the ratio is known.
+            assert figures["interval"] == ([1, 1] if figures["ratio"] == 1 else None)
     text = (finished / "speed.md").read_text()
     assert said[-1] == text
     assert text.count("| tuned, merged |") == 2

@@ -154,3 +154,17 @@ def test_snapshots_without_old_are_refused(network):
 def test_levels_outside_their_range_are_refused(network, snapshots, setting, message):
     with pytest.raises(ValueError, match=message):
         NFTLoss(network, snapshots, **{"sigmas": SIGMAS, **setting})
+
+
+def test_no_pass_sees_what_another_one_wrote(network, snapshots, clips):
+    seen = []
+
+    def look(module, inputs):
+        seen.append(("denoised", "latents") in inputs[0].keys(include_nested=True))
+
+    network.register_forward_pre_hook(look)
+    loss = NFTLoss(network, snapshots, SIGMAS)
+    noised = loss.noise(clips)
+    loss(noised)
+    assert seen == [False, False, False]
+    assert "denoised" not in noised

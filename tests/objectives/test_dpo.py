@@ -53,7 +53,9 @@ def test_all_levels_takes_every_pair_at_every_level(network, snapshots, sampled)
     )
 
 
-def test_the_loss_is_the_formula_of_the_pair(network, loss, sampled, nudge):
+def test_the_loss_is_the_formula_of_the_pair(network, snapshots, loss, sampled, nudge):
+    nudge(network)
+    snapshots.refresh("old")  # so that old is not the reference
     nudge(network)
     noised = loss.noise(sampled)
     seen = loss.predict(noised.reshape(-1), reference=True)

@@ -52,6 +52,8 @@ def contract_of(kind: str, maker: Any) -> Iterator[str]:  # Any: a class or func
         yield f"\nContract of all {kind}; what stands after '=' is this one's:"
     for name, meaning in declared.items():
         value = getattr(maker, name, None)
+        if isinstance(value, property):  # tensordict moves key lists of a class at its first use
+            value = getattr(maker, f"_{name}", None)
         known = isinstance(value, (str, bool, list, tuple))
         yield f"  {name}{f' = {value!r}' if known else ''}: {meaning}"
 
