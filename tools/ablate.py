@@ -11,6 +11,7 @@ has been seen once. All runs of a call use the code as it was when the call bega
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate_arms import ARMS, COMMON, STEPS, Arm, select
-from ablate_table import plot, summarise, table
+from ablate_table import plot, refuse_unscored, summarise, table
 
 from astrolabe.config import Run
 from astrolabe.load import load, to_json
@@ -98,6 +99,7 @@ def measure(folder: Path | None) -> dict[str, Any]:
         "motion": np.abs(np.diff(videos, axis=1)).mean(axis=(1, 2, 3, 4)),
     }
     scores = {**found.rewards, **found.judges, **monitors}
+    refuse_unscored(scores)
     return {
         "prompts": list(found.suite.prompts),
         "seeds": list(found.suite.seeds),
@@ -142,11 +144,14 @@ def _run(folder: Path, run: Run) -> None:
         sys.exit(code)
     began = time.perf_counter()
     after = measure(folder)
-    curves = {name: values for name, (_, values) in read_curves(RunFolder(folder)).items()}
+    curves = {
+        name: [value if math.isfinite(value) else None for value in values]
+        for name, (_, values) in read_curves(RunFolder(folder)).items()
+    }
     times = [name for name in curves if name.startswith("time/")]
     result = {
         **after,
-        "seconds": sum(sum(curves[name]) for name in times),
+        "seconds": sum(value or 0.0 for name in times for value in curves[name]),
         "evaluation_seconds": time.perf_counter() - began,
         "processor_seconds": time.process_time(),
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,

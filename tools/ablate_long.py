@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ablate import RESULT
 from ablate_arms import select
-from ablate_table import interval
+from ablate_table import interval, refuse_unscored
 
 WINDOWS, VIDEOS, FIRST_SEED = 4, 48, 8_000_000
 SCORES = {"total": 2, "sharpness_vq": 4, "flow_mq": 4, "tiny_ta": 4, "pixel_check": 4}
@@ -49,6 +49,7 @@ def judge(model) -> dict[str, list[list[float]]]:
         values |= {"total": batch["next", "reward"], "pixel_check": check}
         for name in SCORES:
             found[name].append(values[name].flatten().tolist())
+    refuse_unscored(found)
     return found
 
 

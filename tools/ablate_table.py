@@ -74,6 +74,21 @@ def interval(differences: ArrayLike, *, level: float = 0.95) -> tuple[float, flo
     return mean - math.sqrt(reach), mean + math.sqrt(reach)
 
 
+def refuse_unscored(scores: Mapping[str, ArrayLike]) -> None:
+    """Refuse scores with holes: all arms are compared on the same videos.
+
+    Raises:
+        ValueError: If one is NaN or infinite.
+    """
+    for name, row in scores.items():
+        lost = int((~np.isfinite(np.asarray(row, dtype=np.float64))).sum())
+        if lost:
+            raise ValueError(
+                f"{name} could not score {lost} of {np.size(row)} videos, and arms are compared on "
+                "all of them. Look at these videos, or take the score out."
+            )
+
+
 def summarise(
     arms: Sequence[Any],  # Any: `Arm`, whose module is only on the path of a script
     results: Mapping[str, Mapping[int, dict[str, Any]]],

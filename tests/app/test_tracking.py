@@ -80,7 +80,7 @@ def test_the_live_view_is_drawn_before_the_first_step():
 
 @pytest.mark.parametrize(
     ("values", "picture"),
-    [([], ""), ([math.nan], ""), ([2.0, 2.0], "▁▁"), ([0.0, math.nan, 7.0, 3.5], "▁█▅")],
+    [([], ""), ([math.nan], ""), ([2.0, 2.0], "▁▁"), ([0.0, math.nan, 7.0, 3.5], "▁ █▅")],
 )
 def test_a_sparkline_survives_any_numbers(values, picture):
     assert sparkline(values, width=40) == picture

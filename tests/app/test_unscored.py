@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,8 @@ from astrolabe.clock import Clock
 from astrolabe.compose import compose
 from astrolabe.config import RewardTerm
 from astrolabe.errors import InvariantError
+from astrolabe.evaluate import evaluate
+from astrolabe.evaluated import over_time
 from astrolabe.run_folder import RunFolder
 from astrolabe.shown import describe
 from astrolabe.train import train
@@ -148,7 +151,7 @@ def test_keep_best_and_the_curve_know_nothing_of_a_step_without_a_score(
     assert kept == {"step-000003", f"step-{best:06d}"}
     said = " ".join(capsys.readouterr().out.split())
     assert "Step 2: no video could be scored (flaky gave no score at all)" in said
-    assert "flaky nan (0% scored)" in said
+    assert "flaky n/a (0% scored)" in said
 
 
 def test_a_run_ends_when_nothing_can_be_scored_again_and_again(flaky_run, tmp_path):
@@ -157,3 +160,89 @@ def test_a_run_ends_when_nothing_can_be_scored_again_and_again(flaky_run, tmp_pa
     with pytest.raises(InvariantError, match=r"in 2 steps in a row.*flaky gave no score.*--resume"):
         session.start(run, tmp_path / "run")
     assert len((RunFolder(tmp_path / "run").metrics).read_text().splitlines()) == 2
+
+
+class Shy(Flaky):
+    """A judge that raises for some videos, where the other says NaN."""
+
+    name = "shy"
+
+    def score(self, pixels, prompts, fps):
+        levels = pixels.float().mean((1, 2, 3, 4))
+        if (levels < type(self).border).any():
+            raise RuntimeError("too dark for me")
+        return levels
+
+
+def evaluated(run, folder, out, said):
+    return evaluate(folder, run, said.append, out=out)
+
+
+def test_an_evaluation_keeps_what_is_unscored_as_no_number_and_asks_again(
+    trained, tmp_path, monkeypatch, capsys
+):
+    folder, run = RunFolder.open(trained)
+    sane = run.rewards
+    monkeypatch.setattr(Flaky, "fails", staticmethod(lambda call, levels: levels < 0))
+    monkeypatch.setattr(Shy, "border", 0, raising=False)
+    run = replace(
+        run,
+        rewards={**run.rewards, "flow_mq": RewardTerm(name=f"{__name__}:Flaky", weight=1.0)},
+        composite=replace(run.composite, normalise="none", on_error="invalid"),
+        evaluation=replace(
+            run.evaluation,
+            judges={
+                "shy": RewardTerm(name=f"{__name__}:Shy"),
+                "sharp": RewardTerm(name="sharpness_vq"),
+            },
+        ),
+    )
+    whole = evaluated(run, folder, tmp_path / "whole", [])
+    assert whole["judges"]["shy"]["unscored"] == 0
+    levels = sorted(s["before"]["flow_mq"] for s in whole["samples"])
+    low = (levels[0] + levels[1]) / 2 + 2  # the darkest video of the untrained model alone
+    shy = sorted(s["before"]["shy"] for s in whole["samples"])
+    monkeypatch.setattr(Flaky, "fails", staticmethod(lambda call, found: found < low))
+    monkeypatch.setattr(Shy, "border", (shy[0] + shy[1]) / 2)
+    said = []
+    found = evaluated(run, folder, tmp_path / "part", said)
+    text = (tmp_path / "part" / "report.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == found
+    (place,) = (tmp_path / "part").glob("*/before/scores")
+    rows = [json.loads(file.read_text(), parse_constant=pytest.fail) for file in place.iterdir()]
+    assert sum(row["rewards"]["flow_mq"] is None for row in rows) == 1
+    for row in rows:
+        assert (row["rewards"]["total"] is None) == (row["rewards"]["flow_mq"] is None)
+    for one, other in zip(whole["samples"], found["samples"], strict=True):
+        for which in ("before", "after"):
+            for name, score in other[which].items():
+                assert score == one[which][name] or (score is None and name != "sharp")
+    assert found["rewards"]["flow_mq"]["unscored"] >= 1
+    assert found["judges"]["shy"]["unscored"] >= 1
+    assert found["judges"]["sharp"] == whole["judges"]["sharp"]
+    assert any("unscored" in line for line in said)
+    assert "left out: " in (tmp_path / "part" / "report.md").read_text()
+
+    monkeypatch.setattr(Flaky, "fails", staticmethod(lambda call, found: found < 0))
+    monkeypatch.setattr(Shy, "border", 0)
+    said = []
+    assert evaluated(run, folder, tmp_path / "part", said)["samples"] == whole["samples"]
+    assert re.match(r"Sampling and scoring 1 videos before training, 1 of them again", said[0])
+
+    monkeypatch.setattr(Flaky, "fails", staticmethod(always))
+    strict = replace(run, composite=replace(run.composite, on_error="raise"))
+    with pytest.raises(ValueError, match=r"'flow_mq' scored videos .* not finite"):
+        evaluated(strict, folder, tmp_path / "strict", [])
+    judged = replace(run, composite=strict.composite, rewards=sane)
+    judges = {"held": RewardTerm(name=f"{__name__}:Flaky")}
+    judged = replace(judged, evaluation=replace(run.evaluation, judges=judges))
+    with pytest.raises(ValueError, match=r"'held' scored videos .* not finite"):
+        evaluated(judged, folder, tmp_path / "judged", [])
+
+    (place,) = (path for path in (tmp_path / "part").iterdir() if path.is_dir())
+    monkeypatch.setattr(Flaky, "fails", staticmethod(always))
+    over_time(place, {"flaky": RewardTerm(name=f"{__name__}:Flaky")}, 0.5, said.append)
+    content = json.loads((place / "over-time.json").read_text(), parse_constant=pytest.fail)
+    assert content["before"]["overall"] == {"flaky": None}
+    assert content["before"]["unscored"] == {"flaky": len(whole["samples"])}
+    assert any("intervals unscored" in line and "n/a" in line for line in said)

@@ -168,10 +168,10 @@ def test_what_cannot_be_scored_is_refused_with_its_name():
         score_intervals(videos, _level, prompts, model="m", fps=4, length=0.1)
 
     def broken(batch):
-        batch["score", "level"] = torch.full((len(batch), 1), torch.nan)
+        batch["score", "level"] = torch.full((len(batch), 1), torch.inf)
         return batch
 
-    with pytest.raises(ValueError, match="'level' is nan"):
+    with pytest.raises(ValueError, match="'level' is inf"):
         score_intervals(videos, broken, prompts, model="m", fps=4)
 
 
@@ -212,6 +212,35 @@ def test_a_clip_without_a_score_is_left_out_of_the_curve():
     assert curve["videos"] == [3, 2]
     assert curve["mean"] == [10, 10]
     assert curve["change"] == 0
+
+
+def test_an_interval_that_cannot_be_scored_is_null_counted_and_in_no_mean():
+    def fails_on_dark(batch):
+        level = batch["video", "pixels"].float().mean((1, 2, 3, 4)).unsqueeze(-1)
+        return batch.set(("score", "level"), torch.where(level < 20, torch.nan, level))
+
+    videos = {
+        "a": _video([100] * 8 + [60] * 8 + [10] * 4),
+        "b": _video([40] * 8 + [10] * 8),
+        "c": _video([10] * 16),
+    }
+    prompts = {name: [name] for name in videos}
+    result = score_intervals(videos, fails_on_dark, prompts, model="m", fps=4, length=2)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert [part["scores"]["level"] for part in result["videos"]["a"]["intervals"]] == [
+        100,
+        60,
+        None,
+    ]
+    overall = [row["overall"]["level"] for row in result["videos"].values()]
+    assert overall == [80, 40, None]
+    assert (result["overall"], result["unscored"]) == ({"level": 60}, {"level": 1})
+    found = [(part["videos"], part["unscored"]["level"]) for part in result["intervals"]]
+    assert found == [(3, 1), (3, 2), (1, 1)]
+    assert [part["scores"]["level"] for part in result["intervals"]] == [70, 60, None]
+    curve = drift_curves(result)["level"]
+    assert (curve["mean"], curve["videos"]) == ([70, 60, None], [2, 1, 0])
+    assert curve["change"] == -40  # of the one video with two scored clips
 
 
 def test_one_short_video_has_a_curve_without_intervals():

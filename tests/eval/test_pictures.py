@@ -68,6 +68,23 @@ def test_figures_are_complete_files(theme):
     assert Image.open(io.BytesIO(png)).size[0] > 400
 
 
+def test_a_curve_is_broken_where_there_is_no_number():
+    def ink(values):
+        """Columns of the picture between the axes' labels that the curve has marked."""
+        png = reward_curves({"a": (range(len(values)), values)}, format="png")
+        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA")).astype(int)
+        blue = (pixels[..., 2] > pixels[..., 0] + 40) & (pixels[..., 3] > 0)
+        return np.flatnonzero(blue.any(axis=0))
+
+    whole = ink([0.5] * 9)
+    assert (np.diff(whole) == 1).all()
+    gap = ink([0.5] * 3 + [float("nan")] * 3 + [0.5] * 3)
+    assert np.diff(gap).max() > len(whole) / 3
+    # A lone value between two gaps is a dot, and an infinite one no value.
+    lone = ink([0.5] * 3 + [float("inf"), 0.5, float("nan")] + [0.5] * 3)
+    assert (np.diff(lone) > 1).sum() == 2
+
+
 def test_improved_and_worsened_prompts_have_different_colours():
     def colours(differences):
         svg = paired_differences(differences, None).decode()

@@ -55,8 +55,8 @@ def _scorer(write):
     [
         (lambda batch: None, "neither"),
         (
-            lambda batch: batch.set(("score", "bad"), torch.full((len(batch), 1), torch.nan)),
-            "'bad' is nan for sample 0",
+            lambda batch: batch.set(("score", "bad"), torch.full((len(batch), 1), torch.inf)),
+            "'bad' is inf for sample 0",
         ),
         (
             lambda batch: batch.set(("score", "wide"), torch.zeros(len(batch), 2)),
@@ -85,3 +85,22 @@ def test_evaluations_that_do_not_pair_up_are_refused():
         Evaluation(suite=suite, rewards={"total": row}, judges={"y": np.zeros(3)})
     with pytest.raises(ValueError, match="Rename the judge"):
         Evaluation(suite=suite, rewards={"total": row}, judges={"total": row})
+
+
+def test_what_could_not_be_scored_is_nan_and_takes_no_other_number(bright_model):
+    def fails_on_dark(batch):
+        mean = batch["video", "pixels"].float().mean(dim=(1, 2, 3, 4)).unsqueeze(-1)
+        batch["score", "level"] = torch.where(mean > 100, mean, torch.nan)
+        batch["next", "valid"] = mean > 100
+        batch["next", "reward"] = torch.where(mean > 100, mean, 0.0)
+        return batch
+
+    result = evaluate_suite(
+        bright_model(0), SUITE, fails_on_dark, fps=8, judges={"judge": fails_on_dark}
+    )
+    dark = [True, False, True, True, False]
+    scores = [*result.rewards.values(), *result.judges.values()]
+    assert len(scores) == 4
+    for row in scores:
+        assert np.isnan(row).tolist() == dark
+        assert (row[[1, 4]] > 100).all()

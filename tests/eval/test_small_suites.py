@@ -2,12 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from astrolabe_eval import Evaluation, Suite, compare, verdict, write_report
 from astrolabe_eval.comparison import compare_many
+from astrolabe_eval.selection import choose
 from astrolabe_eval.statistics import bootstrap_interval
 from astrolabe_eval.subsets import least_prompts, student_quantile
 from astrolabe_eval.win_rate import wilson_interval
@@ -190,3 +192,28 @@ def test_rounding_is_no_change():
     assert shifted["rewards"]["total"]["interval"] is None
     flat = compare(_total(prompts, 1 + noise), _total(prompts, 2 + before))
     assert flat["normalised"]["total"]["unit"] is None
+
+
+def test_few_scored_samples_are_neither_best_and_worst_at_once_nor_counted_as_all(tmp_path):
+    prompts = [f"prompt {index}" for index in range(40)]
+    moved = np.where(np.arange(40) < 37, np.nan, np.arange(40.0))
+    models = [
+        replace(_total(prompts, row), videos=[np.zeros((2, 3, 16, 16), np.uint8)] * 40)
+        for row in (np.zeros(40), moved)
+    ]
+    result = write_report(tmp_path, *models)
+    page = (tmp_path / "report.html").read_text()
+    assert "3 of 3 prompts got a higher total reward" in page
+    assert "Best and worst prompts" not in page
+    _, most, least = choose(result, extremes=3, random=9)
+    assert (most.indices, least.indices) == ((39,), (37,))
+    nothing = compare(models[0], replace(models[1], rewards={"total": np.full(40, np.nan)}))
+    assert [choice.title for choice in choose(nothing, 3, 9)] == ["A random sample"]
+
+
+def test_a_sample_that_one_model_has_an_infinite_score_of_is_won_by_none():
+    prompts = [f"prompt {index}" for index in range(8)]
+    endless = np.where(np.arange(8) == 0, np.inf, 1.0)
+    result = compare(_total(prompts, np.zeros(8)), _total(prompts, endless))
+    assert result["wins"]["total"]["wins"] == 7
+    assert result["rewards"]["total"]["unscored"] == 1

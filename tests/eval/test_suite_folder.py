@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_broken_samples_are_listed_and_left_out(tmp_path):
     scores = sorted((target.path / "scores").iterdir())
     scores[2].write_text("{")
     row = json.loads(scores[3].read_text())
-    scores[3].write_text(json.dumps(row | {"rewards": {"total": float("nan")}}))
+    scores[3].write_text(json.dumps(row | {"rewards": {"total": float("inf"), "flow": 1.0}}))
     found = target.evaluation()
     assert found.suite.prompts == ("white",)
     reasons = [found.missing[name] for name in target.names[:4]]
@@ -128,3 +129,74 @@ def test_videos_may_have_names_of_their_own(tmp_path):
     target = folder(tmp_path, names=names)
     list(fill(target, made))
     assert sorted(path.name for path in (target.path / "videos").iterdir()) == sorted(names)
+
+
+def with_holes(suite):
+    """As `made`; no judge has a score of the third sample, no reward of the last one."""
+    whole = made(suite)
+    blue, white = (np.array([text == name for text in suite.prompts]) for name in ("blue", "white"))
+    return Evaluation(
+        suite=suite,
+        rewards={name: np.where(white, np.nan, row) for name, row in whole.rewards.items()},
+        judges={name: np.where(blue, np.nan, row) for name, row in whole.judges.items()},
+        videos=whole.videos,
+        fps=8.0,
+    )
+
+
+def test_an_unscored_sample_is_null_in_its_file_and_nan_when_read(tmp_path):
+    target = folder(tmp_path)
+    list(fill(target, with_holes, batch_size=2))
+    assert target.todo() == []
+    assert target.unscored() == [2, 4]
+    assert [target.unscored(rank, 2) for rank in (0, 1)] == [[2, 4], []]
+    texts = [path.read_text() for path in sorted((target.path / "scores").iterdir())]
+    rows = [json.loads(text, parse_constant=pytest.fail) for text in texts]
+    assert [row["judges"]["check"] is None for row in rows] == [False, False, True, False, False]
+    assert rows[4]["rewards"] == {"total": None, "flow": None}
+    found = target.evaluation()
+    assert not found.missing
+    expected = with_holes(SUITE)
+    for name in ("total", "flow"):
+        assert np.array_equal(found.rewards[name], expected.rewards[name], equal_nan=True)
+    assert np.array_equal(found.judges["check"], expected.judges["check"], equal_nan=True)
+
+
+def test_samples_without_a_score_are_asked_again_and_no_others(tmp_path):
+    target = folder(tmp_path)
+    asked = []
+
+    def measure(answer):
+        def evaluate(suite):
+            asked.append(suite.prompts)
+            return answer(suite)
+
+        return evaluate
+
+    list(fill(target, measure(with_holes)))
+    list(fill(target, measure(with_holes)))  # still nothing: once a call, then left as it is
+    assert asked.pop() == ("blue", "white")
+    assert list(fill(target, measure(made))) == [2]
+    same(target.evaluation(), made(SUITE))
+    assert list(fill(target, measure(made))) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"rewards": {"total": "0.5", "flow": 1}, "judges": {"check": 1}}', "'total' is '0.5'"),
+        ('{"rewards": {"total": true, "flow": 1}, "judges": {"check": 1}}', "'total' is True"),
+        ('{"rewards": {"total": 1, "flow": -Infinity}, "judges": {"check": 1}}', "is -inf"),
+        ('{"rewards": {"total": 1}, "judges": {"check": 1}}', r"rewards are \['total'\]"),
+        ('{"rewards": {"total": 1, "flow": 1}}', "no 'judges'"),
+        ("[1]", "no 'rewards'"),
+    ],
+)
+def test_a_file_of_scores_that_holds_none_is_listed(tmp_path, content, words):
+    target = folder(tmp_path)
+    list(fill(target, made))
+    (target.path / "scores" / "000003.json").write_text(content)
+    found = target.evaluation()
+    assert found.suite.prompts == ("red", "green", "blue", "white")
+    assert re.search(words, found.missing[target.names[3]])
+    assert target.unscored() == []

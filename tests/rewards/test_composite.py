@@ -1,3 +1,4 @@
+import math
 import resource
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import torch
 from tensordict import TensorDict
 
 from astrolabe_rewards import CompositeReward, FlowMQ, Reward, SharpnessVQ, WeightsError
+from astrolabe_rewards.cache import CachedReward
 from astrolabe_rewards.errors import RewardError
 from astrolabe_rewards.wire import UnavailableError
 
@@ -392,3 +394,30 @@ def test_a_scorer_that_is_gone_is_not_asked_again_for_each_video(make_batch):
     assert asked == [3]
     assert not scored["next", "valid"].any()
     assert scored["score", "gone"].isnan().all()
+
+
+class Wordless(Reward):
+    """Has no number for black videos, and does not declare that it may lack one."""
+
+    name, unit = "wordless", "none"
+
+    def score(self, pixels, prompts, fps):
+        levels = pixels[:, 0, 0, 0, 0].float()
+        return torch.where(levels > 0, levels, math.nan)
+
+
+def test_a_reward_that_lacks_a_number_undeclared_is_told_of_once_without_advice(
+    make_batch, caplog, tmp_path
+):
+    for term in (Wordless(), CachedReward(Wordless(), tmp_path)):
+        composite = CompositeReward({"mute": (term, 1.0)}, on_error="invalid")
+        caplog.clear()
+        for _ in range(2):
+            batch = composite(make_batch(videos(7, 0, 0, 9)))
+            assert batch["next", "valid"].flatten().tolist() == [True, False, False, True]
+            assert batch["next", "reward"].flatten()[[0, 3]].tolist() == [7, 9]
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert "wordless: scores of videos [1, 2] are not finite; " in line
+        assert "on_error" not in line
+        with pytest.raises(ValueError, match=r"'mute' scored videos \[1, 2\].*on_error='invalid'"):
+            CompositeReward({"mute": (term, 1.0)})(make_batch(videos(7, 0, 0, 9)))

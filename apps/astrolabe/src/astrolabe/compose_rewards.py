@@ -1,7 +1,7 @@
 """A run's settings to what judges its videos: rewards, disagreement, alarm."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
@@ -54,6 +54,22 @@ def build_term(name: str, term: RewardTerm, table: str = "rewards") -> Scorer:
     scorer: Scorer = build("rewards", part, term.options, where=where)
     check_reward(scorer, part, where)
     return WholeVideo(scorer, name) if term.scope == "video" else scorer
+
+
+def build_judge(
+    name: str, term: RewardTerm, table: str, on_error: Literal["raise", "invalid"]
+) -> Scorer:
+    """Make one scorer that has a part in no sum; what it cannot score is NaN, or stops.
+
+    Args:
+        name: Under which it writes its score.
+        term: What it is.
+        table: Of the settings that it stands in.
+        on_error: As in `CompositeReward`.
+    """
+    alone = CompositeReward({name: (build_term(name, term, table), 1.0)}, on_error=on_error)
+    alone.eval()
+    return alone.score
 
 
 def build_disagreement(run: Run) -> TensorDictModuleBase:

@@ -12,7 +12,7 @@ from typing import Any
 from astrolabe import checkpoint
 from astrolabe.checkpoint_files import LORA, digest_of
 from astrolabe.compose import build_model
-from astrolabe.compose_rewards import Scorer, build_reward, build_term
+from astrolabe.compose_rewards import Scorer, build_judge, build_reward
 from astrolabe.config import Run
 from astrolabe.errors import ConfigError
 from astrolabe.fit import check_frames, evaluation_frames
@@ -92,7 +92,7 @@ def evaluate(
     reward = build_reward(run, grouped=False).eval()
     checkpoint.restore_reward(folder, reward)
     judges = {
-        name: build_term(name, term, "evaluation.judges")
+        name: build_judge(name, term, "evaluation.judges", run.composite.on_error)
         for name, term in run.evaluation.judges.items()
     }
     versions = {BEFORE: None, **{path.name: path for path in checkpoints}}
@@ -107,7 +107,7 @@ def evaluate(
             names=names,
             protocol=made_by | {"checkpoint": None if path is None else digest_of(path)},
         )
-        say(f"Sampling and scoring {len(made.todo(*share))} videos {_when(name)} ...")
+        say(_work(made, share, _when(name)))
         if path is not None:
             load_lora(model.transformer.network, path / LORA)
         _fill(made, model, run, reward, judges, share)
@@ -247,7 +247,7 @@ def _fill(
 
     rank, processes = share
     steps = fill(made, measure, rank=rank, processes=processes, batch_size=batch_size)
-    with progress("videos", len(made.todo(*share))) as advance:
+    with progress("videos", len(made.todo(*share)) + len(made.unscored(*share))) as advance:
         for count in steps:
             advance(count)
 
@@ -256,6 +256,13 @@ def _marked(result: Evaluation, run: Run) -> Evaluation:
     """The same, with the rewards marked that nothing was trained on."""
     watched = (name for name, term in run.rewards.items() if not term.weight)
     return replace(result, held_out=tuple(name for name in watched if name in result.rewards))
+
+
+def _work(made: SuiteFolder, share: tuple[int, int], when: str) -> str:
+    """Say what this process has to do for one model."""
+    again = len(made.unscored(*share))
+    line = f"Sampling and scoring {len(made.todo(*share)) + again} videos {when}"
+    return f"{line}, {again} of them again, as they lack a score ..." if again else f"{line} ..."
 
 
 def _when(name: str) -> str:

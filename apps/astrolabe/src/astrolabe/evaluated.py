@@ -9,7 +9,7 @@ from typing import Any
 
 from tensordict import TensorDict
 
-from astrolabe.compose_rewards import build_term
+from astrolabe.compose_rewards import build_judge
 from astrolabe.config import RewardTerm
 from astrolabe.errors import ConfigError
 from astrolabe_eval import (
@@ -96,7 +96,7 @@ def count_votes(votes: Path, key: Path, say: Say) -> None:
 
 def over_time(folder: Path, terms: dict[str, RewardTerm], seconds: float, say: Say) -> None:
     """Score every interval of every video; write ``over-time.json`` beside the videos."""
-    scorers = {name: build_term(name, term, "reward") for name, term in terms.items()}
+    scorers = {name: build_judge(name, term, "reward", "invalid") for name, term in terms.items()}
 
     def scorer(batch: TensorDict) -> TensorDict:
         for score in scorers.values():
@@ -120,14 +120,23 @@ def over_time(folder: Path, terms: dict[str, RewardTerm], seconds: float, say: S
         drift = drift_curves(found)
         for name, curve in drift.items():
             means = "  ".join("n/a" if v is None else f"{v:.4f}" for v in curve["mean"])
-            say(f"{label:<14} {name:<16} {means}{_last_minus_first(curve)}")
+            lost = _lost(found["intervals"], name)
+            say(f"{label:<14} {name:<16} {means}{_last_minus_first(curve)}{lost}")
         content[label] = {**found, "drift": drift, "missing": dict(evaluation.missing)}
         content[label]["first_last_consistency"] = {
             name: _alike(path, min(2.0, seconds)) for name, path in paths.items()
         }
     file = next(iter(models.values())).path.parent / "over-time.json"
-    write_atomic(file, json.dumps(content, indent=1).encode())
+    write_atomic(file, json.dumps(content, indent=1, allow_nan=False).encode())
     say(f"Every interval: {file}")
+
+
+def _lost(intervals: Sequence[Mapping[str, Any]], name: str) -> str:
+    """How many intervals of all videos lack a score; nothing if none does."""
+    lost = sum(part["unscored"][name] for part in intervals)
+    return f"   {lost} of {sum(part['videos'] for part in intervals)} intervals unscored" * bool(
+        lost
+    )
 
 
 def _last_minus_first(curve: dict[str, Any]) -> str:
@@ -165,6 +174,7 @@ def vbench(
     models = models_in(folder)
     parent = next(iter(models.values())).path.parent
     results = {}
+    left_out: list[str] = []
     for label, made in models.items():
         standard = are_standard(made.names, python=python, option=_option)
         prompts = None if standard else dict(zip(made.names, made.suite.prompts, strict=True))
@@ -182,15 +192,22 @@ def vbench(
             download=download,
             option=_option,
         )
-        for name, left_out in (("missing", found.missing), ("not scored", found.unscored)):
-            if left_out:
-                say(f"{label}: {len(left_out)} videos {name}, the first: {next(iter(left_out))}")
+        if found.missing:
+            say(f"{label}: {len(found.missing)} videos missing, the first: {found.missing[0]}")
+        lost = [
+            f"{label}: {name}: {len(videos)} videos not scored and left out, the first: {videos[0]}"
+            for name, videos in found.unscored.items()
+        ]
+        for line in lost:
+            say(line)
+        left_out += lost
         results[label] = found.results.scores
         for name, score in found.results.scores.items():
             say(f"{label:<14} {name:<24} {score:.4f}")
     table = {label: totals(scores) for label, scores in results.items()}
     write_atomic(parent / "vbench.json", json.dumps(results, indent=1).encode())
-    write_atomic(parent / "vbench.md", totals_markdown(table).encode())
+    notes = "".join(f"\n{line}.\n" for line in left_out)
+    write_atomic(parent / "vbench.md", (totals_markdown(table) + notes).encode())
     write_atomic(parent / "vbench.tex", totals_latex(table).encode())
     say(totals_markdown(table).rstrip())
 

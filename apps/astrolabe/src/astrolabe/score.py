@@ -17,7 +17,7 @@ from astrolabe.compose_rewards import Scorer, build_term
 from astrolabe.errors import ConfigError
 from astrolabe.reward_choice import choose_terms
 from astrolabe.video_list import find_prompts, find_videos
-from astrolabe.view import progress
+from astrolabe.view import progress, written
 from astrolabe_eval import Video, VideoError, read_mp4
 from astrolabe_eval.agreement import LEAST
 from astrolabe_eval.agreement_report import write_agreement
@@ -93,7 +93,7 @@ def perform(request: Request, say: Callable[[str], None]) -> int:
     if request.report is not None:
         _report(request.report, results, rewards, say)
     if failed:
-        typer.echo(f"{len(failed)} of {len(results)} videos could not be scored.", err=True)
+        typer.echo(_summary(results, list(rewards)), err=True)
     return int(bool(failed))
 
 
@@ -202,7 +202,9 @@ def _show(scored: Iterator[Scored], count: int, say: Callable[[str], None]) -> N
     with progress("scoring", count) as advance:
         for result in scored:
             if result.scores:
-                numbers = "  ".join(f"{name} {score:.4f}" for name, score in result.scores.items())
+                numbers = "  ".join(
+                    f"{name} {written(score, '.4f')}" for name, score in result.scores.items()
+                )
                 say(f"{result.path}  {numbers}")
             if result.error and count > 1:
                 typer.echo(f"skipped: {result.error}", err=True)
@@ -229,6 +231,17 @@ def _report(
         details={name: getattr(reward, "unit", "its own unit") for name, reward in rewards.items()},
     )
     say(f"Report: {folder / 'agreement.html'}")
+
+
+def _summary(results: Sequence[Scored], names: Sequence[str]) -> str:
+    """How many videos lack a score, and by which reward."""
+    failed = sum(bool(result.error) for result in results)
+    read = [result.scores for result in results if result.scores]
+    lacking = {name: sum(math.isnan(scores[name]) for scores in read) for name in names}
+    parts = [f"{count} by {name}" for name, count in lacking.items() if count]
+    if unread := len(results) - len(read):
+        parts.append(f"{unread} could not be read")
+    return f"{failed} of {len(results)} videos could not be scored ({', '.join(parts)})."
 
 
 def _number(score: float) -> float | None:

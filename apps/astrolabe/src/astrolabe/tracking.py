@@ -104,7 +104,7 @@ class Tracker:
 
 
 def read_curves(folder: RunFolder) -> dict[str, tuple[list[int], list[float]]]:
-    """Read the curves of a run: metric to steps and values, those without a number left out."""
+    """Read the curves of a run: metric to steps and values, NaN where there was no number."""
     curves: dict[str, tuple[list[int], list[float]]] = {}
     if not folder.metrics.exists():
         return curves
@@ -112,11 +112,10 @@ def read_curves(folder: RunFolder) -> dict[str, tuple[list[int], list[float]]]:
         entry = json.loads(line)
         step = entry.pop("step")
         for name, value in entry.items():
-            if value is not None:
-                steps, values = curves.setdefault(name, ([], []))
-                steps.append(step)
-                values.append(value)
-    return curves
+            steps, values = curves.setdefault(name, ([], []))
+            steps.append(step)
+            values.append(math.nan if value is None else value)
+    return {name: curve for name, curve in curves.items() if any(map(math.isfinite, curve[1]))}
 
 
 def _reason(error: Exception) -> str:

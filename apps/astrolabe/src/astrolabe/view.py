@@ -57,12 +57,12 @@ class View:
         """A step is finished."""
         seconds = sum(value for name, value in metrics.items() if name.startswith("time/"))
         rewards = "  ".join(
-            f"{name.removeprefix('reward/')} {value:.4g}{scored_share(name, metrics)}"
+            f"{name.removeprefix('reward/')} {written(value)}{scored_share(name, metrics)}"
             for name, value in metrics.items()
             if name.startswith("reward/")
         )
         loss = metrics.get("loss/policy", math.nan)
-        self.say(f"step {number}/{self.steps}  {seconds:.1f} s  {rewards}  loss {loss:.4g}")
+        self.say(f"step {number}/{self.steps}  {seconds:.1f} s  {rewards}  loss {written(loss)}")
 
 
 class Silent(View):
@@ -168,7 +168,7 @@ class LiveView(View):
             first = next((value for value in values if math.isfinite(value)), math.nan)
             change = values[-1] - first
             style = "green" if change > 0 else "red" if change < 0 else ""
-            cells = f"{first:.4g}", f"{values[-1]:.4g}", Text(f"{change:+.3g}", style=style)
+            cells = written(first), written(values[-1]), Text(written(change, "+.3g"), style=style)
             share = scored_share(f"reward/{name}", self._last)
             table.add_row(f"{name}{share}", *cells, sparkline(values, 40))
         return table
@@ -183,7 +183,9 @@ class LiveView(View):
             "memory/peak_gib": "peak GiB",
         }
         return "   ".join(
-            f"{label} {self._last[name]:.3g}" for name, label in shown.items() if name in self._last
+            f"{label} {written(self._last[name], '.3g')}"
+            for name, label in shown.items()
+            if name in self._last
         )
 
 
@@ -207,21 +209,41 @@ def scored_share(name: str, metrics: Mapping[str, float]) -> str:
     return f" ({share:.0%} scored)" if share < 1 else ""
 
 
+def written(value: float, form: str = ".4g") -> str:
+    """A number as it is shown; ``n/a`` if there is none.
+
+    >>> written(0.51234), written(math.nan)
+    ('0.5123', 'n/a')
+    """
+    return f"{value:{form}}" if math.isfinite(value) else "n/a"
+
+
 def sparkline(values: list[float], width: int) -> str:
     """Draw numbers as small bars, at most ``width`` of them, each the mean of its neighbours.
 
+    Where all neighbours lack a number there is a gap.
+
     >>> sparkline([0.0, 1.0, 2.0, 3.0], width=4)
     '▁▃▆█'
+    >>> sparkline([0.0, math.nan, 3.0], width=4)
+    '▁ █'
     """
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
+    count = min(width, len(values))
+    edges = [round(index * len(values) / count) for index in range(count + 1)] if count else []
+    parts = [
+        [value for value in values[low:high] if math.isfinite(value)]
+        for low, high in pairwise(edges)
+    ]
+    means = [sum(part) / len(part) if part else None for part in parts]
+    known = [mean for mean in means if mean is not None]
+    if not known:
         return ""
-    count = min(width, len(finite))
-    edges = [round(index * len(finite) / count) for index in range(count + 1)]
-    means = [sum(finite[low:high]) / (high - low) for low, high in pairwise(edges)]
-    low, span = min(means), max(means) - min(means)
+    low, span = min(known), max(known) - min(known)
     top = len(BARS) - 1
-    return "".join(BARS[round((mean - low) / span * top) if span else 0] for mean in means)
+    return "".join(
+        " " if mean is None else BARS[round((mean - low) / span * top) if span else 0]
+        for mean in means
+    )
 
 
 def clock_time(seconds: float) -> str:

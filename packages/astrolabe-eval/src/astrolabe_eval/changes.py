@@ -149,8 +149,9 @@ def _change(
 
 def _differences(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
     """``second - first``; what rounding alone makes of no change, or of one for all, is that."""
-    moved = second - first
-    known = np.isfinite(moved)
+    known = np.isfinite(first) & np.isfinite(second)
+    moved: NDArray[np.float64] = np.full(len(first), np.nan)
+    np.subtract(second, first, out=moved, where=known)
     if not known.any():
         return moved
     sizes = np.maximum(np.abs(first), np.abs(second))

@@ -5,9 +5,10 @@ the scorer, so that the choices made here are written into the result: 2 frames 
 ``[10 k, 10 k + 10)`` by time, one score for each interval, then the mean over videos.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ from astrolabe_eval.intervals import (
 )
 from astrolabe_eval.keys import FPS, INDEX, PIXELS, TEXT
 from astrolabe_eval.scoring import score_suite
+
+#: Scores by name; None where the scorer wrote NaN, as it could not score.
+_Scores: TypeAlias = dict[str, float | None]
 
 #: A scorer that reads only the first part of a long prompt may write here which ones it cut:
 #: ``bool [*B]``.
@@ -63,7 +67,8 @@ def score_intervals(
         What `write_atomic` can store as JSON: ``protocol``; ``videos``, for each its ``intervals``
         (start, end, prompt, number of frames, scores), ``overall`` scores and the seconds that lie
         in no interval; ``intervals``, the mean of each over the videos; ``overall``, the mean over
-        the videos, each a mean over its frames.
+        the videos, each a mean over its frames. A score that the scorer could not give is None; it
+        is left out of means, and of each mean over videos ``unscored`` counts by name what was.
 
     Raises:
         ValueError: If a video has no prompt, an interval no frame, or an option or score is wrong.
@@ -97,6 +102,7 @@ def score_intervals(
             "prompts": len({part["prompt"] for row in rows.values() for part in row["intervals"]}),
         },
         "overall": _mean([row["overall"] for row in rows.values()]),
+        "unscored": _unscored([row["overall"] for row in rows.values()]),
         "intervals": _by_index(rows.values()),
         "videos": rows,
     }
@@ -121,14 +127,14 @@ def _score_video(
             )
     # One pass over the file; intervals may not share frames, so positions follow one another.
     frames = sampled_frames(source, [index for pick in picks for index in pick])
-    scores: list[dict[str, float]] = []
+    scores: list[_Scores] = []
     truncated: dict[str, bool] | None = {}
     for batch in _batches(parts, picks, frames, sample_fps):
         with torch.no_grad():
             seen = scorer(batch)
         columns = score_suite([seen], lambda scored: scored)
         scores += [
-            {key: float(column[row]) for key, column in columns.items()}
+            {key: _known(column[row]) for key, column in columns.items()}
             for row in range(len(batch))
         ]
         if truncated is None or TRUNCATED not in seen.keys(include_nested=True):
@@ -171,22 +177,44 @@ def _batches(
         yield batch
 
 
-def _mean(
-    rows: Sequence[Mapping[str, float]], weights: Sequence[int] | None = None
-) -> dict[str, float]:
+def _known(score: float) -> float | None:
+    return None if math.isnan(score) else float(score)
+
+
+def _mean(rows: Sequence[_Scores], weights: Sequence[int] | None = None) -> _Scores:
+    """Means of what is known; None where nothing is."""
     names = rows[0].keys()
     if any(row.keys() != names for row in rows):
         raise ValueError("The scorer wrote other names for some intervals. Write the same always.")
-    return {name: float(np.average([row[name] for row in rows], weights=weights)) for name in names}
+    means: _Scores = {}
+    for name in names:
+        pairs = [
+            (row[name], weight)
+            for row, weight in zip(rows, weights or [1] * len(rows), strict=True)
+            if row[name] is not None
+        ]
+        values, shares = zip(*pairs, strict=True) if pairs else ((), ())
+        means[name] = float(np.average(values, weights=shares)) if pairs else None
+    return means
+
+
+def _unscored(rows: Sequence[_Scores]) -> dict[str, int]:
+    """How many rows lack each score."""
+    return {name: sum(row[name] is None for row in rows) for name in rows[0]}
 
 
 def _by_index(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """For each position in time the mean over the videos that reach it."""
-    columns: dict[int, list[dict[str, Any]]] = {}
+    columns: dict[int, list[_Scores]] = {}
     for row in rows:
         for index, part in enumerate(row["intervals"]):
             columns.setdefault(index, []).append(part["scores"])
     return [
-        {"index": index, "videos": len(scores), "scores": _mean(scores)}
+        {
+            "index": index,
+            "videos": len(scores),
+            "unscored": _unscored(scores),
+            "scores": _mean(scores),
+        }
         for index, scores in sorted(columns.items())
     ]

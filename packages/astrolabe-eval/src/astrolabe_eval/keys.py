@@ -11,11 +11,13 @@ PIXELS = ("video", "pixels")
 FPS = ("video", "fps")
 SCORE = "score"
 REWARD = ("next", "reward")
+VALID = ("next", "valid")
 
 READS = {
     PIXELS: "uint8 [*B, F, 3, H, W] RGB, 0 to 255",
     (SCORE, "*"): "float32 [*B, 1] raw output of one reward model, its own unit, larger is better",
     REWARD: "float32 [*B, 1] weighted sum of scores, NaN where it could not be had",
+    VALID: "bool [*B, 1] false where a score could not be had",
 }
 WRITES = {
     TEXT: "str [*B] what to show in this window",

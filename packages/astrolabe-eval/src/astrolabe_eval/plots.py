@@ -55,7 +55,8 @@ def reward_curves(
     to either side.
 
     Args:
-        curves: Title of each panel to its steps and values; those not finite are left out.
+        curves: Title of each panel to its steps and values; a line has a gap where a value is not
+            finite.
         columns: Panels side by side.
         format: Of the returned file.
         theme: Dark or light ink, on a transparent ground.
@@ -164,16 +165,22 @@ def score_changes(
 
 
 def smooth(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
-    """Mean over each value and up to ``reach`` neighbours to either side.
+    """Mean over each value and up to ``reach`` neighbours to either side; NaN stays NaN.
 
     >>> smooth(np.array([0.0, 3.0, 0.0, 3.0]), 1)
     array([1.5, 1. , 2. , 1.5])
+    >>> smooth(np.array([0.0, np.nan, 4.0, 2.0]), 1)
+    array([ 0., nan,  3.,  3.])
     """
+    known = np.isfinite(values)
     index = np.arange(len(values))
     first = np.maximum(index - reach, 0)
     last = np.minimum(index + reach + 1, len(values))
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    means: NDArray[np.float64] = (sums[last] - sums[first]) / (last - first)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(known)])
+    # Where a value is known, one at least is counted.
+    shares = np.maximum(counts[last] - counts[first], 1)
+    means: NDArray[np.float64] = np.where(known, (sums[last] - sums[first]) / shares, np.nan)
     return means
 
 
@@ -186,10 +193,12 @@ def _draw_curve(panel: Axes, title: str, curve: Curve, colours: Colours) -> None
             "Give one value for each step."
         )
     known = np.isfinite(values)
-    steps, values = steps[known], values[known]
-    marker = "." if len(values) == 1 else ""
-    panel.plot(steps, values, color=colours.up, alpha=0.35, linewidth=0.9, marker=marker)
-    panel.plot(steps, smooth(values, len(values) // 10), color=colours.up, linewidth=1.8)
+    values = np.where(known, values, np.nan)  # the line is broken there
+    panel.plot(steps, values, color=colours.up, alpha=0.35, linewidth=0.9)
+    panel.plot(steps, smooth(values, int(known.sum()) // 10), color=colours.up, linewidth=1.8)
+    beside = np.concatenate([[False], known, [False]])
+    alone = known & ~beside[:-2] & ~beside[2:]  # between gaps a line of one point has no length
+    panel.plot(steps[alone], values[alone], color=colours.up, linestyle="", marker=".")
     # A dollar sign would start a formula.
     panel.set_title(title.replace("$", r"\$"), fontsize=10, color=colours.text, loc="left")
     panel.set_xlabel("training step")

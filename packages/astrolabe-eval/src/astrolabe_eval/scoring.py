@@ -11,13 +11,14 @@ from tensordict import TensorDict
 
 from astrolabe_eval.frames import Frames
 from astrolabe_eval.generation import Progress, Step, generate
-from astrolabe_eval.keys import PIXELS, REWARD, SCORE
+from astrolabe_eval.keys import PIXELS, REWARD, SCORE, VALID
 from astrolabe_eval.suites import Suite
 
 #: Name of the combined reward among the scores.
 TOTAL = "total"
 
 #: Score name to float64 ``[n]``, in the order of the suite; ``"total"`` is the combined reward.
+#: NaN: the sample could not be scored.
 Scores: TypeAlias = dict[str, NDArray[np.float64]]
 
 
@@ -27,7 +28,8 @@ class Evaluation:
 
     Attributes:
         suite: The prompts and seeds.
-        rewards: Scores of the reward that was trained on, ``"total"`` among them.
+        rewards: Scores of the reward that was trained on, ``"total"`` among them. NaN, here and
+            in ``judges``, where a sample could not be scored: reports leave it out and count it.
         judges: Scores that nothing was trained on. Empty: there was no judge.
         videos: ``uint8 [F, 3, H, W]`` each; any sequence, so also one that reads files. Empty: a
             report shows no pictures.
@@ -77,10 +79,11 @@ def score_suite(batches: Iterable[TensorDict], scorer: Step) -> Scores:
 
     Returns:
         ``("score", name)`` under its name and ``("next","reward")`` as ``"total"``, each float64
-        with one number for each sample, in order.
+        with one number for each sample, in order. NaN where the scorer wrote NaN, and for a total
+        whose ``("next","valid")`` it wrote as false: such a sample could not be scored.
 
     Raises:
-        ValueError: If nothing was scored, a score is not finite, not one number for each sample, or
+        ValueError: If nothing was scored, a score is infinite, not one number for each sample, or
             the names change between batches.
     """
     parts: list[Scores] = []
@@ -175,11 +178,14 @@ def _collect(batch: TensorDict, count: int) -> Scores:
                 f"Score {name!r} has shape {tuple(values.shape)} for {count} samples. "
                 "Write one number for each."
             )
-        if not np.isfinite(row).all():
-            bad = int(np.flatnonzero(~np.isfinite(row))[0])
+        if np.isinf(row).any():
+            bad = int(np.flatnonzero(np.isinf(row))[0])
             raise ValueError(
-                f"Score {name!r} is {row[bad]} for sample {bad} of a batch. "
-                "Mend the scorer or take it out: a mean without it would compare other prompts."
+                f"Score {name!r} is {row[bad]} for sample {bad} of a batch. Mend the scorer, or "
+                "let it write NaN for what it cannot score."
             )
         scores[name] = row
+    if TOTAL in scores and VALID in batch.keys(include_nested=True):
+        valid = batch[VALID].detach().cpu().reshape(-1).numpy()
+        scores[TOTAL] = np.where(valid, scores[TOTAL], np.nan)
     return scores

@@ -53,6 +53,8 @@ def choose(comparison: Comparison, extremes: int, random: int) -> list[Choice]:
         # NaN comes last: what has no score is neither best nor worst.
         known = int(np.isfinite(changes).sum())
         order = [int(index) for index in np.argsort(changes, kind="stable")[:known]]
+        extremes = min(extremes, known // 2)
+    if changes and extremes:
         choices += [
             Choice(
                 "Most improved",

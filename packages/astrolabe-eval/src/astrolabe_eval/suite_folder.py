@@ -24,14 +24,16 @@ from astrolabe_eval.video_io import read_mp4, write_mp4
 #: Number of a sample in a file name; suites of more than a million prompts need more digits.
 _DIGITS = 6
 MANIFEST = "manifest.json"
+_KINDS = ("rewards", "judges")
 
 
 class SuiteFolder:
     """Videos and scores of one model on one suite.
 
     ``manifest.json`` says what the samples are and how they are made, ``videos/`` holds one mp4 a
-    sample and ``scores/`` one JSON file a sample, which is written last. Scores are those of the
-    frames as they were made, not of the compressed video.
+    sample and ``scores/`` one JSON file a sample, which is written last; null there stands for a
+    score that could not be had. Scores are those of the frames as they were made, not of the
+    compressed video.
 
     Args:
         path: The folder; made if it is not there.
@@ -104,6 +106,21 @@ class SuiteFolder:
         """Return the samples of one process that are not finished, in order."""
         return [i for i in range(rank, len(self.suite), processes) if not self._row(i).exists()]
 
+    def unscored(self, rank: int = 0, processes: int = 1) -> list[int]:
+        """Return the finished samples of one process that lack a score, in order.
+
+        They count as finished: a judge may never have an answer for them. `fill` asks again.
+        """
+        found = []
+        for index in range(rank, len(self.suite), processes):
+            try:
+                row = self._read(index)
+            except (SuiteError, VideoError):
+                continue
+            if any(math.isnan(score) for kind in _KINDS for score in row[kind].values()):
+                found.append(index)
+        return found
+
     def put(self, index: int, frames: Frames, result: Evaluation) -> None:
         """Keep a finished sample: its video, then its scores.
 
@@ -117,10 +134,10 @@ class SuiteFolder:
         row = {
             "prompt": self.suite.prompts[index],
             "seed": self.suite.seeds[index],
-            "rewards": {name: float(values[0]) for name, values in result.rewards.items()},
-            "judges": {name: float(values[0]) for name, values in result.judges.items()},
+            "rewards": {name: _or_none(values[0]) for name, values in result.rewards.items()},
+            "judges": {name: _or_none(values[0]) for name, values in result.judges.items()},
         }
-        write_atomic(self._row(index), json.dumps(row).encode())
+        write_atomic(self._row(index), json.dumps(row, allow_nan=False).encode())
 
     def evaluation(self) -> Evaluation:
         """Return what is finished; what is not, or has no readable video, is listed as missing.
@@ -128,11 +145,13 @@ class SuiteFolder:
         Raises:
             SuiteError: If nothing is finished.
         """
-        rows: dict[int, dict[str, Any]] = {}  # Any: what JSON holds
+        rows: dict[int, dict[str, dict[str, float]]] = {}
         missing: dict[str, str] = {}
         for index, name in enumerate(self.names):
             try:
-                rows[index] = self._read(index)
+                row = self._read(index)
+                _check_names(row, next(iter(rows.values()), row))
+                rows[index] = row
             except (SuiteError, VideoError) as error:
                 missing[name] = str(error)
         if not rows:
@@ -156,16 +175,15 @@ class SuiteFolder:
     def _row(self, index: int) -> Path:
         return self.path / "scores" / f"{index:0{_DIGITS}d}.json"
 
-    def _read(self, index: int) -> dict[str, Any]:  # Any: what JSON holds
+    def _read(self, index: int) -> dict[str, dict[str, float]]:
+        """Rewards and judges of a sample, NaN where there is no score."""
         try:
-            row: dict[str, Any] = json.loads(self._row(index).read_text("utf-8"))
+            content = json.loads(self._row(index).read_text("utf-8"))
         except FileNotFoundError:
             raise SuiteError("not finished") from None
         except ValueError as error:
             raise SuiteError(f"its scores cannot be read ({error})") from error
-        numbers = [*row["rewards"].values(), *row["judges"].values()]
-        if not all(map(math.isfinite, numbers)):
-            raise SuiteError("a score is not finite")
+        row = {kind: _numbers(content, kind) for kind in _KINDS}
         if not self.video(index).is_file():
             raise VideoError("its video is gone")
         check_complete(self.video(index))
@@ -205,6 +223,9 @@ def fill(
 ) -> Iterator[int]:
     """Make the samples that a folder lacks, batch by batch.
 
+    Those that could not be scored the last time come after them and are made and scored again: what
+    failed may answer now. What has no score once more stays without.
+
     Args:
         folder: Where they go.
         evaluate: Makes and scores a few samples, with their videos (`evaluate_suite`).
@@ -215,7 +236,7 @@ def fill(
     Yields:
         How many samples were kept, after each batch.
     """
-    todo = folder.todo(rank, processes)
+    todo = folder.todo(rank, processes) + folder.unscored(rank, processes)
     for start in range(0, len(todo), batch_size):
         chosen = todo[start : start + batch_size]
         prompts, seeds = folder.suite.prompts, folder.suite.seeds
@@ -240,6 +261,33 @@ def _one(found: Evaluation, suite: Suite, place: int) -> Evaluation:
 def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:  # Any: float64 [n]
     names = rows[0].keys()
     return {name: np.array([row[name] for row in rows], dtype=np.float64) for name in names}
+
+
+def _or_none(score: float) -> float | None:
+    """A score as JSON can hold it."""
+    return None if math.isnan(score) else float(score)
+
+
+def _numbers(content: object, kind: str) -> dict[str, float]:
+    """The scores of one kind in a file; null, and the NaN of other writers, is NaN."""
+    scores = content.get(kind) if isinstance(content, dict) else None
+    if not isinstance(scores, dict):
+        raise SuiteError(f"its scores cannot be read (they have no {kind!r})")
+    for name, score in scores.items():
+        known = isinstance(score, int | float) and not isinstance(score, bool)
+        if score is not None and not (known and not math.isinf(score)):
+            raise SuiteError(f"its score {name!r} is {score!r}, which is not finite")
+    return {name: math.nan if score is None else float(score) for name, score in scores.items()}
+
+
+def _check_names(
+    row: Mapping[str, Mapping[str, float]], first: Mapping[str, Mapping[str, float]]
+) -> None:
+    for kind in _KINDS:
+        if row[kind].keys() != first[kind].keys():
+            raise SuiteError(
+                f"its {kind} are {sorted(row[kind])}, those of others {sorted(first[kind])}"
+            )
 
 
 def _refuse_other(file: Path, wanted: Mapping[str, Any]) -> None:  # Any: what JSON holds

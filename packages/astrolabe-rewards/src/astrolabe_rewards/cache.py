@@ -7,6 +7,7 @@ each. In training every video is new, and a cache only takes room.
 import fcntl
 import hashlib
 import logging
+import math
 import sqlite3
 import struct
 import time
@@ -20,6 +21,7 @@ from typing import Final, TypeVar
 import torch
 from torch import Tensor
 
+from astrolabe_rewards.declared import check_scores
 from astrolabe_rewards.reward import Reward
 
 T = TypeVar("T")
@@ -83,16 +85,18 @@ class CachedReward(Reward):
         first = {key: index for index, key in reversed(list(enumerate(keys)))}
         missing = sorted(index for key, index in first.items() if key not in known)
         if missing:
-            fresh = self._check_scores(
+            fresh = check_scores(
+                f"{self.name}: score",
                 self.inner.score(
                     pixels if len(missing) == len(keys) else pixels[missing],
                     None if prompts is None else [prompts[index] for index in missing],
                     fps[missing],
                 ),
                 len(missing),
+                flat=True,
             )
             new = dict(zip((keys[index] for index in missing), fresh.tolist(), strict=True))
-            self.store.put({key: score for key, score in new.items() if score == score})
+            self.store.put({key: score for key, score in new.items() if math.isfinite(score)})
             known |= new
         self.misses += len(missing)
         self.hits += len(keys) - len(missing)

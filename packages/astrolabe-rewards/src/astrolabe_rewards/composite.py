@@ -13,7 +13,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
 from astrolabe_rewards.declared import check_scores
-from astrolabe_rewards.errors import RewardError, WeightsError
+from astrolabe_rewards.errors import RewardError, UnscoredError, WeightsError
 from astrolabe_rewards.keys import FPS, GROUP, INDEX, PIXELS, REWARD, SCORE, TEXT, VALID
 from astrolabe_rewards.normalisation import (
     Normalise,
@@ -107,6 +107,8 @@ class CompositeReward(TensorDictModuleBase):
         self.normalise = normalise
         self.statistics = checked_statistics(normalise, statistics, list(rewards))
         self.on_error = on_error
+        #: Terms of which it was said that they gave no number.
+        self._told: set[str] = set()
         self.group_key, self.index_key = group_key, index_key
         self.seconds = dict.fromkeys(rewards, 0.0)
         self.gib = dict.fromkeys(rewards, 0.0)
@@ -234,7 +236,16 @@ class CompositeReward(TensorDictModuleBase):
     def _call(self, name: str, batch: TensorDictBase) -> Tensor:
         """Run one term on a shallow copy, so that it leaves nothing else behind."""
         term = self.rewards[name]
-        out = term(batch.copy())
+        count = batch.batch_size.numel()
+        try:
+            out = term(batch.copy())
+        except UnscoredError as error:  # an answer too: asking again would bring the same
+            if error.scores.numel() != count:
+                raise
+            if self.on_error == "invalid" and name not in self._told:
+                self._told.add(name)
+                _log.warning("%s; these and later ones are left out (told once)", error.what)
+            return error.scores.to(batch.get(PIXELS).device).reshape(*batch.batch_size, 1)
         key: NestedKey = term.out_keys[0] if isinstance(term, Reward) else (SCORE, name)
         scores = out.get(key, None) if isinstance(out, TensorDictBase) else None
         if scores is None:
@@ -242,7 +253,6 @@ class CompositeReward(TensorDictModuleBase):
                 f"CompositeReward: the callable listed as {name!r} did not write {key}. "
                 "Let it set that entry, or list it under the name that it writes."
             )
-        count = batch.batch_size.numel()
         found = check_scores(f"CompositeReward: {name!r}", scores, count)
         return found.reshape(*batch.batch_size, 1)
 

@@ -1,8 +1,26 @@
 """The errors of this package that are no plain ``ValueError`` or ``TypeError``."""
 
+from torch import Tensor
+
 
 class WeightsError(FileNotFoundError):
     """Weights of a reward are missing, damaged or made for another network."""
+
+
+class UnscoredError(ValueError):
+    """A reward answered with numbers that are not finite, and does not declare that it may.
+
+    Args:
+        what: Which reward, and for which videos.
+        scores: All that it answered, float32 ``[N]``.
+    """
+
+    def __init__(self, what: str, scores: Tensor) -> None:
+        super().__init__(
+            f"{what}. Look at these videos, or set on_error='invalid' in CompositeReward to leave "
+            "them out."
+        )
+        self.what, self.scores = what, scores
 
 
 class RewardError(ValueError):

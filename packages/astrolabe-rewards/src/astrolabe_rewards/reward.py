@@ -10,7 +10,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from astrolabe_rewards.declared import check_declared, check_scores
-from astrolabe_rewards.errors import RewardError
+from astrolabe_rewards.errors import RewardError, UnscoredError
 from astrolabe_rewards.keys import FPS, PIXELS, SCORE, TEXT
 
 
@@ -228,8 +228,8 @@ class Reward(TensorDictModuleBase):
         refused = found.isinf() if self.may_fail else ~found.isfinite()
         bad = refused.nonzero().flatten().tolist()
         if bad:
-            raise ValueError(
-                f"{self.name}: scores of videos {bad[:8]} are not finite. Look at these videos, or "
-                "set on_error='invalid' in CompositeReward to leave them out."
+            raise UnscoredError(
+                f"{self.name}: scores of videos {bad[:8]} are not finite",
+                found,
             )
         return found

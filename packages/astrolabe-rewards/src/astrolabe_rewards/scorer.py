@@ -11,6 +11,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 
 from astrolabe_rewards.declared import check_scores
+from astrolabe_rewards.errors import UnscoredError
 from astrolabe_rewards.keys import FPS, PIXELS, SCORE, TEXT
 from astrolabe_rewards.reward import Reward
 from astrolabe_rewards.wire import Request, WireError
@@ -93,7 +94,10 @@ def scores_of(scorer: Scorer, name: str, request: Request) -> Tensor:
     batch = TensorDict(batch_size=[len(request)])
     batch[PIXELS], batch[FPS], batch[TEXT] = request.pixels, request.fps, request.prompts
     key: NestedKey = scorer.out_keys[0] if isinstance(scorer, Reward) else (SCORE, name)
-    scores = scorer(batch).get(key, None)
+    try:
+        scores = scorer(batch).get(key, None)
+    except UnscoredError as error:  # whoever asked decides what to make of NaN
+        scores = error.scores
     if scores is None:
         raise KeyError(f"the scorer did not write {key}. Let it set that entry of the batch.")
     return check_scores("the scorer", scores, len(request)).cpu().reshape(-1)

@@ -167,16 +167,16 @@ function ticks(low, high, count) {
   return Array.from({ length: last - first + 1 }, (_, index) => Number(((first + index) * step).toPrecision(12)));
 }
 
-/** Mean of the numbers around each one, a tenth of all to either side. */
+/** Mean of the numbers around each one, a tenth of all to either side; gaps stay gaps. */
 function movingMean(values) {
   const sums = [0], counts = [0], reach = Math.max(Math.round(values.length / 10), 1);
   values.forEach((value, index) => {
     sums.push(sums[index] + (value ?? 0));
     counts.push(counts[index] + (value !== null));
   });
-  return values.map((_, index) => {
+  return values.map((value, index) => {
     const from = Math.max(index - reach, 0), to = Math.min(index + reach + 1, values.length);
-    return counts[to] > counts[from] ? (sums[to] - sums[from]) / (counts[to] - counts[from]) : null;
+    return value === null ? null : (sums[to] - sums[from]) / (counts[to] - counts[from]);
   });
 }
 

@@ -157,11 +157,15 @@ function remember() {
 /** Steps at which a metric of a run was above zero, with its values. */
 const above = (run, name) => run.steps.map((step, row) => [step, run.values[name]?.[row]]).filter(([, value]) => value > 0);
 
+/** Whether nothing could be scored in a step. */
+const unscored = (run, step) => run.values["advantage/valid_fraction"]?.[run.steps.indexOf(step)] === 0;
+
 function showAlarms(run) {
   const alarms = run ? above(run, "guard/alarm").map(([step]) => [step, "ALARM. The trained reward rose while a held-out one "
     + "fell: the policy may be gaming its rewards. Look at the newest samples."]) : [];
-  const skipped = run ? above(run, "guard/skipped").map(([step, count]) => [step, `skipped ${count} updates, as a loss or `
-    + "gradient was not finite."]) : [];
+  const skipped = run ? above(run, "guard/skipped").map(([step, count]) => [step, unscored(run, step)
+    ? "no video could be scored, and nothing was learned."
+    : `skipped ${count} updates, as a loss or gradient was not finite or none of their videos could be scored.`]) : [];
   const all = [...alarms, ...skipped].sort(([a], [b]) => b - a).map(([step, text]) => `Step ${step}: ${text}`);
   const lines = all.slice(0, 20);
   if (all.length > lines.length) lines.push(`And ${all.length - lines.length} before.`);
@@ -232,11 +236,11 @@ async function showSamples(run) {
   const groups = Map.groupBy(videos, ({ path, group }) => group ?? path);
   get("samples-list").replaceChildren(...[...groups.values()].map((group) =>
     html("figure", { class: "card" }, html("figcaption", {}, group[0].prompt ?? group[0].path),
-      html("div", { class: "pair" }, ...group.sort((a, b) => a.rank - b.rank).map(showVideo)))));
+      html("div", { class: "pair" }, ...group.sort((a, b) => (a.rank ?? Infinity) - (b.rank ?? Infinity) || 0).map(showVideo)))));
 }
 
 function showVideo({ path, version, prompt, rank, of, reward, scores }) {
-  const place = rank === null ? "" : rank === 1 ? `best of ${of}` : rank === of ? `worst of ${of}` : `rank ${rank} of ${of}`;
+  const place = rank === null ? (of === null ? "" : "not scored") : rank === 1 ? `best of ${of}` : rank === of ? `worst of ${of}` : `rank ${rank} of ${of}`;
   const video = html("video", { controls: "", loop: "", playsinline: "", preload: "metadata",
     "aria-label": `${prompt ?? path} ${place}`, src: `api/file?${new URLSearchParams({ run: detail, path, v: version })}` });
   Object.assign(video, { muted: true, autoplay: !still });
