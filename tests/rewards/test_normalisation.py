@@ -118,3 +118,12 @@ def test_a_long_mean_is_that_of_all_values():
     assert float(moments[1]) == pytest.approx(float(values.double().mean()), rel=1e-12)
     std = (moments[2] / moments[0]).sqrt()
     assert float(std) == pytest.approx(float(values.double().std(correction=0)), rel=1e-9)
+
+
+def test_a_mean_between_two_numbers_of_float32_is_subtracted_as_it_is():
+    scores = torch.tensor([[1e5 - 2], [1e5 + 1], [1e5 + 3]])
+    mean = 1e5 + 0.003  # float32 has steps of 0.008 there
+    found = standardised(scores, mean, 2.0)
+    expected = torch.tensor([[-1.0015], [0.4985], [1.4985]])
+    assert found.dtype == scores.dtype
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)

@@ -114,6 +114,7 @@ def test_a_torch_file_is_read_from_each_known_container(tmp_path, original, wrap
         "model._orig_mod.{}".format,
         "_orig_mod.module.{}".format,
         "net.{}".format,
+        "pipe.dit.{}".format,
         "transformer.{}".format,
         "generator.model._forward_module.{}".format,
         lambda name: re.sub(
@@ -125,7 +126,7 @@ def test_a_torch_file_is_read_from_each_known_container(tmp_path, original, wrap
     ],
     ids=[
         *("model", "diffusion_model", "ddp", "fsdp", "fsdp blocks", "compiled", "compiled ddp"),
-        *("net", "transformer", "lightning", "checkpointed blocks", "inside a block"),
+        *("net", "pipeline", "transformer", "lightning", "checkpointed blocks", "inside a block"),
     ],
 )
 def test_prefixes_of_wrappers_are_taken_away(original, rename):

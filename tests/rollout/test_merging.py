@@ -181,6 +181,33 @@ def test_an_adapter_on_a_merged_one_is_rounded_once_with_it(files, checkpoint):
         assert (found[name] != expected).float().mean() < 2e-4, name
 
 
+def test_adapters_merged_one_after_the_other_are_rounded_once_together(files):
+    network = load_network(files / "full.pt", HALF)
+    for name in ("other", "small"):
+        load_lora(network, files / name)
+        assert quiet(merge_lora, network).holds
+    whole = load_checkpoint(files / "full.pt")
+    first, second = deltas(files / "other"), deltas(files / "small")
+    found, again = network.state_dict(), reload(network).state_dict()
+    for name in first:
+        summed = whole[name] + first[name] + second[name]
+        assert (found[name] != summed.to(HALF)).float().mean() < 2e-4, name
+        torch.testing.assert_close(again[name], summed, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_an_adapter_that_diverged_is_refused_by_name(files, tmp_path, number):
+    network = load_network(files / "full.pt", HALF)
+    load_lora(network, files / "small")
+    with torch.no_grad():
+        network.get_submodule(LAYER).lora_B["default"].weight[0, 0] = number
+    save_lora(network, tmp_path / "diverged")
+    with pytest.raises(CheckpointError, match=f"adapter of '{LAYER}' adds numbers that are not"):
+        merge_lora(network)
+    with pytest.raises(CheckpointError, match=r"not finite"):
+        load_network(files / "full.pt", HALF, lora=tmp_path / "diverged")
+
+
 def test_reloading_gives_the_precision_of_the_checkpoint_with_what_is_merged(files):
     network = load_network(files / "full.pt", HALF, lora=files / "other")
     again, whole, update = (
@@ -266,7 +293,7 @@ def test_merging_holds_no_float32_copy_of_more_than_a_layer(files):
     load_lora(network, files / "small")
     layers = {name: x for name, x in network.named_modules() if isinstance(x, LoraLayer)}
     network.unload_lora()
-    exact = with_updates(load_checkpoint(files / "full.pt"), {}, "default")
+    exact = with_updates(load_checkpoint(files / "full.pt"), [], "default")
     with Watched() as watched:
         strength = merge(network, layers, "default", exact=exact)
     assert strength.holds

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import UMT5Config, UMT5EncoderModel
 
 from astrolabe_rollout import wan
+from astrolabe_rollout.conversion import to_original
 from astrolabe_rollout.errors import CheckpointError
 from astrolabe_rollout.text import word_tokenizer
 from astrolabe_rollout.wan_vae import WanCodec
@@ -73,6 +74,11 @@ def test_a_folder_of_diffusers_is_loaded_whole(folder):
         ({"latents_std": [1.0] * 15}, r"latents_std is"),
         ({"latents_std": [1.0] * 15 + [0.0]}, r"deviations above 0"),
         ({"clip_output": False}, r"clip_output is false"),
+        ({"attn_scales": [1.0]}, r"attn_scales is \[1\.0\], and has to be empty"),
+        ({"latents_mean": None}, r"latents_mean is null, and has to be 16 finite numbers"),
+        ({"latents_std": ["a"] * 16}, r"latents_std is"),
+        ({"dim_mult": None}, r"dim_mult is null"),
+        ({"base_dim": "8"}, r"vae' cannot be loaded"),
         ({"shift_factor": 0.1}, r"shift_factor is 0\.1, and has to be absent"),
         ({"_class_name": "AutoencoderKLHunyuanVideo"}, r"_class_name"),
     ],
@@ -108,6 +114,7 @@ def test_settings_that_change_nothing_are_accepted(folder, settings):
         ({"pos_embed_seq_len": 514}, r"pos_embed_seq_len"),
         ({"qk_norm": None}, r"qk_norm is null"),
         ({"in_channels": 36}, r"in_channels is 36, and has to be out_channels, 16"),
+        ({"ffn_dim": "wide"}, r"no network can be made of this configuration"),
         ({"vace_layers": [0, 5]}, r"vace_layers"),
         ({"quantization_config": {"load_in_4bit": True}}, r"quantization_config"),
         ({"_class_name": "WanVACETransformer3DModel"}, r"_class_name"),
@@ -117,6 +124,43 @@ def test_another_kind_of_transformer_is_refused(folder, settings, message):
     change(folder / "transformer" / "config.json", **settings)
     with pytest.raises(CheckpointError, match=message):
         load(folder)
+
+
+def of_wans_own_code(folder, **settings):
+    """The transformer as Wan's own repositories hold it: their names, their settings."""
+    (file,) = (folder / "transformer").glob("*.safetensors")
+    (folder / "own").mkdir()
+    save_file(to_original(load_file(file)), folder / "own" / file.name)
+    config = {"_class_name": "WanModel", "model_type": "t2v", "text_len": 512, "dim": 128}
+    config |= {"num_heads": 1, "in_dim": 16, "out_dim": 16, "ffn_dim": 64, "freq_dim": 256}
+    config |= {"num_layers": 1, "eps": 1e-5, "text_dim": 16} | settings
+    (folder / "own" / "config.json").write_text(json.dumps(config))
+    return wan.load_network(folder / "own")
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_folder_of_wans_own_code_is_read_with_its_settings(folder, heads):
+    network = of_wans_own_code(folder, num_heads=heads)
+    assert network.config.eps == 1e-5
+    assert network.config.num_attention_heads == heads
+    assert network.config.attention_head_dim == 128 // heads
+    (file,) = (folder / "transformer").glob("*.safetensors")
+    for name, value in load_file(file).items():
+        assert torch.equal(network.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_type": "i2v"}, r'model_type is "i2v", and has to be "t2v"'),
+        ({"_class_name": "CausalWanModel", "local_attn_size": 12}, r"local_attn_size is 12"),
+        ({"num_heads": 3}, r"dim is 128, and has to be a multiple of num_heads"),
+        ({"vace_in_dim": 96}, r"vace_in_dim is 96"),
+    ],
+)
+def test_another_kind_of_wans_own_folder_is_refused(folder, settings, message):
+    with pytest.raises(CheckpointError, match=message):
+        of_wans_own_code(folder, **settings)
 
 
 def test_what_the_model_predicts_must_be_a_velocity(folder):

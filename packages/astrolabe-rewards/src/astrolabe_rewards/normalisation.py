@@ -32,9 +32,9 @@ def by_moments(scores: Tensor, moments: Tensor) -> Tensor:
 
 def standardised(scores: Tensor, mean: float, std: float) -> Tensor:
     """Return ``(scores - mean) / std``; 0 where a score differs from the mean by rounding alone."""
-    gaps = scores - mean
+    gaps = scores.double() - mean  # in float32 the mean itself would be rounded
     blur = float(rounding(torch.tensor(mean, dtype=torch.float64), scores.dtype))
-    return torch.where(gaps.abs() <= blur, 0.0, gaps) / max(std, blur)
+    return (torch.where(gaps.abs() <= blur, 0.0, gaps) / max(std, blur)).to(scores.dtype)
 
 
 def merged(moments: Tensor, values: Tensor) -> Tensor:

@@ -21,9 +21,15 @@ from astrolabe_rollout.conversion import (
     to_diffusers,
     unwrap,
 )
+from astrolabe_rollout.derived import without_tables
 from astrolabe_rollout.errors import CheckpointError
 from astrolabe_rollout.quantised import dequantise
-from astrolabe_rollout.wan_config import check_scheduler, check_transformer, read_json
+from astrolabe_rollout.wan_config import (
+    check_scheduler,
+    check_transformer,
+    in_diffusers_words,
+    read_json,
+)
 
 ENDINGS: Final = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 WAN_HEAD_DIM: Final = 128
@@ -47,13 +53,14 @@ def load_checkpoint(path: str | Path, eight_bits: torch.dtype = torch.float32) -
         CheckpointError: If a file is missing, damaged, or holds no tensors by name.
     """
     path = Path(path)
+    content: dict[str, Tensor] = {}
     if path.is_dir():
-        content: dict[str, Tensor] = {}
         for file in _files_of(path):
             content |= unwrap(read_file(file))
-        return to_diffusers(dequantise(strip_prefixes(content), eight_bits))
-    found = strip_prefixes(unwrap(read_file(path)))
-    return to_diffusers(dequantise(found, eight_bits))
+    else:
+        content = dict(unwrap(read_file(path)))
+    weights = without_tables(strip_prefixes(content))
+    return to_diffusers(dequantise(weights, eight_bits))
 
 
 def read_file(path: Path) -> object:
@@ -148,9 +155,19 @@ def rounded(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def meta_network(config: Mapping[str, Any]) -> WanTransformer3DModel:
-    """Return diffusers' transformer of this configuration, without any memory for its weights."""
-    with torch.device("meta"):
-        network: WanTransformer3DModel = WanTransformer3DModel.from_config(dict(config))
+    """Return diffusers' transformer of this configuration, without any memory for its weights.
+
+    Raises:
+        CheckpointError: If a setting is no number or none that fits the others.
+    """
+    try:
+        with torch.device("meta"):
+            network: WanTransformer3DModel = WanTransformer3DModel.from_config(dict(config))
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"no network can be made of this configuration ({_first_line(error)}). "
+            "Correct config.json, or download it again."
+        ) from error
     return network
 
 
@@ -165,7 +182,7 @@ def read_config(path: Path) -> dict[str, Any] | None:
         check_scheduler(read_json(scheduler), repr(str(scheduler)))
     for file in (path / "config.json", path / "transformer" / "config.json"):
         if file.is_file():
-            config = read_json(file)
+            config = in_diffusers_words(read_json(file), repr(str(file)))
             check_transformer(config, repr(str(file)))
             return config
     return None

@@ -55,7 +55,7 @@ WRAPPERS: Final = (
 )
 #: Attributes under which programs hold the network: parts before a name, in any number and order.
 HOLDERS: Final = (
-    *("model", "diffusion_model", "transformer", "net", "generator", "dit"),
+    *("model", "diffusion_model", "transformer", "net", "generator", "pipe", "dit"),
     "base_model",  # of peft
 )
 

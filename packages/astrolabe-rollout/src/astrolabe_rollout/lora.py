@@ -10,6 +10,7 @@ import difflib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -26,7 +27,14 @@ from astrolabe_rollout.conversion import difference
 from astrolabe_rollout.errors import CheckpointError, PrecisionWarning
 from astrolabe_rollout.lora_files import Adapter, read_lora
 from astrolabe_rollout.lora_formats import write_peft
-from astrolabe_rollout.merging import Strength, merge, source_of, warn_if_weak, with_updates
+from astrolabe_rollout.merging import (
+    Strength,
+    merge,
+    remember,
+    source_of,
+    warn_if_weak,
+    with_updates,
+)
 
 #: All ten linear layers of a block: two attentions with four each, and the feed-forward's two.
 LORA_TARGETS: Final = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
@@ -186,12 +194,24 @@ def merge_lora(
     """
     if _adapter(network) is None:
         raise ValueError("the network has no LoRA to merge. Call load_lora first.")
-    update = _taken(network)
+    strength = merge_update(network, _taken(network), dtype, precise)
+    warn_if_weak(strength, "Keep it apart with load_lora alone, or merge with dtype=torch.float32.")
+    return strength
+
+
+def merge_update(
+    network: WanTransformer3DModel,
+    update: Mapping[str, LoraLayer],
+    dtype: torch.dtype | None = None,
+    precise: bool = False,
+) -> Strength:
+    """Merge peft's layers, see `merge_lora`, and note that the network holds them."""
     exact = None
     if any(value.dtype.itemsize < 4 for value in network.parameters()):
         exact = _exact(network)
     strength = merge(network, update, ADAPTER, exact=exact, dtype=dtype, precise=precise)
-    warn_if_weak(strength, "Keep it apart with load_lora alone, or merge with dtype=torch.float32.")
+    if (source := source_of(network)) is not None:
+        remember(network, replace(source, merged=(*source.merged, update)))
     return strength
 
 
@@ -215,9 +235,9 @@ def _exact(network: WanTransformer3DModel) -> Callable[[str], Tensor] | None:
         told = f"the LoRA is added to rounded weights, since their file cannot be read: {error}"
         warnings.warn(told, PrecisionWarning, stacklevel=4)
         return None
-    update = {} if source.lora is None else _taken(network)
+    updates = [*([] if source.lora is None else [_taken(network)]), *source.merged]
     known = state.keys() == network.state_dict().keys()
-    return with_updates(state, update, ADAPTER) if known else None
+    return with_updates(state, updates, ADAPTER) if known else None
 
 
 def _adapter(network: WanTransformer3DModel) -> LoraConfig | None:
@@ -319,6 +339,8 @@ def _likely_cause(
         return "It is of an image-to-video model: use one of the text-to-video model."
     if not expected.keys() & found.keys():
         return "It is the adapter of another kind of model."
+    if any(name.startswith(("lora_te", "text_encoder")) for name in found):
+        return "It changes the text encoder too, which is not carried: take those entries out."
     if expected.keys() == found.keys():
         return "It was made for a network of another width, or with another rank."
     return "It was made for a network with another number of blocks, or with other targets."

@@ -8,7 +8,7 @@ network remembers which file its weights are the rounding of.
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +35,8 @@ class Source:
     checkpoint: Path
     lora: Path | None = None
     """What is merged into it."""
+    merged: tuple[Mapping[str, LoraLayer], ...] = ()
+    """What was merged into the network later: peft's layers by name, oldest first."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ def merge(
         The strength that arrived, against the same base in the same precision.
 
     Raises:
-        CheckpointError: If a number is too large for ``dtype``; the network is not whole then.
+        CheckpointError: If a number is too large for ``dtype`` or the update is not finite; the
+            network is not whole then.
     """
     parameters = dict(network.named_parameters())
     sums: dict[str, list[Tensor]] = {}
@@ -149,17 +152,18 @@ def merge(
 
 
 def with_updates(
-    state: Mapping[str, Tensor], update: Mapping[str, LoraLayer], adapter: str
+    state: Mapping[str, Tensor], updates: Sequence[Mapping[str, LoraLayer]], adapter: str
 ) -> Callable[[str], Tensor]:
-    """Return a function from a name to that tensor in float32, an update added to it."""
-    layers = {f"{layer}.{kind}": layer for layer in update for kind in ("weight", "bias")}
+    """Return a function from a name to that tensor in float32, updates added to it."""
 
     def exact(name: str) -> Tensor:
         value = _single(state[name])
-        if layer := layers.get(name):
-            for _, changed, delta in _deltas({layer: update[layer]}, adapter):
-                if changed == name:
-                    value = value + delta.to(value)
+        layer = name.rpartition(".")[0]
+        for update in updates:
+            if layer in update:
+                for _, changed, delta in _deltas({layer: update[layer]}, adapter):
+                    if changed == name:
+                        value = value + delta.to(value)
         return value
 
     return exact
@@ -182,7 +186,13 @@ def _deltas(update: Mapping[str, LoraLayer], adapter: str) -> Iterator[tuple[str
                 "W + scale * B A can be merged: use it apart."
             )
         scale = layer.scaling[adapter]
-        yield name, f"{name}.weight", _single(up.weight) @ _single(down.weight) * scale
+        delta = _single(up.weight) @ _single(down.weight) * scale
+        if not delta.isfinite().all():
+            raise CheckpointError(
+                f"the adapter of {name!r} adds numbers that are not finite. Take an earlier one, "
+                "from before its training diverged."
+            )
+        yield name, f"{name}.weight", delta
         if up.bias is not None:
             yield name, f"{name}.bias", _single(up.bias) * scale
 

@@ -24,7 +24,7 @@ from astrolabe_rollout.checkpoints import (
 from astrolabe_rollout.errors import CheckpointError
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.hub import locate
-from astrolabe_rollout.lora import load_lora, merge_lora
+from astrolabe_rollout.lora import load_lora, merge_lora, merge_update
 from astrolabe_rollout.lora_files import locate_lora
 from astrolabe_rollout.merging import Source, remember, source_of
 from astrolabe_rollout.model import Switch, VideoModel
@@ -204,14 +204,19 @@ def reload(network: WanTransformer3DModel) -> WanTransformer3DModel:
     """Load a network again in the precision of its checkpoint, without LoRA.
 
     Returns:
-        A network on the CPU, whose weights are read when they are used; ``network`` itself if it
-        was not made by `load_network`.
+        A network on the CPU, whose weights are read when they are used, with what was merged into
+        ``network`` since; ``network`` itself if it was not made by `load_network`.
 
     Raises:
         CheckpointError: If the files are gone or damaged.
     """
     source = source_of(network)
-    return network if source is None else load_network(source.checkpoint, lora=source.lora)
+    if source is None:
+        return network
+    fresh = load_network(source.checkpoint, lora=source.lora)
+    for update in source.merged:
+        merge_update(fresh, update)
+    return fresh
 
 
 def _device(name: str) -> torch.device:

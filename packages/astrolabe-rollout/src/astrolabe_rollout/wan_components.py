@@ -81,7 +81,7 @@ class _reading:  # noqa: N801  # reads like the function that it stands for
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (OSError, ValueError, RuntimeError)):
+        if isinstance(error, (OSError, ValueError, TypeError, RuntimeError)):
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
                 f"{str(self.folder)!r} cannot be loaded ({reason}). Download it again, or set "

@@ -3,7 +3,7 @@
 import inspect
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +70,16 @@ def check_vae(config: Config, where: str) -> None:
     for name, value in expected.items():
         if config.get(name, value) != value:
             wrong[name] = json.dumps(value)
-    if len(config.get("dim_mult", (1, 2, 4, 4))) != 4:
+    if len(_numbers(config, "dim_mult", (1, 2, 4, 4))) != 4:
         wrong["dim_mult"] = "four numbers: pictures are 8 times as large as latents"
-    halved = config.get("temperal_downsample", (False, True, True))
+    halved = _numbers(config, "temperal_downsample", (False, True, True))
     if len(halved) != 3 or sum(halved) != 2:
         wrong["temperal_downsample"] = "two of three: a latent frame is 4 frames"
+    if config.get("attn_scales"):
+        wrong["attn_scales"] = "empty, as diffusers itself cannot run such layers"
     channels = config.get("z_dim", 16)
     for name in ("latents_mean", "latents_std"):
-        numbers = config.get(name, [1.0] * 16)
+        numbers = _numbers(config, name, [1.0] * 16)
         least = 0.0 if name == "latents_std" else -math.inf
         if len(numbers) != channels or not all(least < x < math.inf for x in numbers):
             wrong[name] = f"{channels} finite numbers (z_dim), deviations above 0"
@@ -108,6 +110,42 @@ def check_scheduler(config: Config, where: str) -> None:
     kind = config.get("prediction_type", "flow_prediction")
     wrong = {} if kind == "flow_prediction" else {"prediction_type": "'flow_prediction'"}
     _refuse(config, wrong, where, "Use a model that was trained by flow matching")
+
+
+def in_diffusers_words(config: Config, where: str) -> dict[str, Any]:
+    """Turn settings of Wan's own code, and of the causal models' on it, into diffusers'.
+
+    Args:
+        config: Content of a ``config.json``; one of diffusers is returned as it is.
+        where: Its place, for messages.
+
+    Raises:
+        CheckpointError: Names every setting that diffusers' transformer does not follow.
+    """
+    if config.get("_class_name") not in ("WanModel", "CausalWanModel"):
+        return dict(config)
+    fixed = {
+        **{"model_type": "t2v", "qk_norm": True, "window_size": [-1, -1], "text_len": 512},
+        **{"local_attn_size": -1, "sink_size": 0},  # the families' rules are options here
+    }
+    wrong = {
+        name: json.dumps(value) for name, value in fixed.items() if config.get(name, value) != value
+    }
+    dim, heads = config.get("dim"), config.get("num_heads")
+    if not (isinstance(dim, int) and isinstance(heads, int) and heads > 0 and dim % heads == 0):
+        wrong["dim"] = "a multiple of num_heads"
+    _refuse(config, wrong, where, "Use a text-to-video transformer of Wan 2.1")
+    words = {"in_dim": "in_channels", "out_dim": "out_channels", "num_heads": "num_attention_heads"}
+    left_out = {*fixed, "dim", "_class_name"}
+    named = {words.get(name, name): x for name, x in config.items() if name not in left_out}
+    return {**named, "attention_head_dim": dim // heads}
+
+
+def _numbers(config: Config, name: str, default: Sequence[float]) -> Sequence[float]:
+    """A list of numbers; an empty one for anything else."""
+    found = config.get(name, default)
+    fits = isinstance(found, (list, tuple)) and all(isinstance(x, (int, float)) for x in found)
+    return found if fits else ()
 
 
 def _strange(config: Config, kind: type, known: Config) -> dict[str, str]:
