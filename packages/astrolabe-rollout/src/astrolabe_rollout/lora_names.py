@@ -158,7 +158,7 @@ def _add(path: Path, to: dict[str, Tensor], name: str, key: str, value: Tensor) 
             f"{str(path)!r} holds {key!r} as {value.dtype}, quantised in a way that is not known. "
             "Take the adapter in a floating-point precision."
         )
-    if not value.float().isfinite().all():
+    if value.ndim > 1 and not value.float().isfinite().all():
         raise CheckpointError(
             f"{str(path)!r} has numbers in {key!r} that are not finite. Take an earlier adapter, "
             "from before its training diverged."
