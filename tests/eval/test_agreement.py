@@ -226,3 +226,17 @@ def test_a_small_page_shows_fewer_videos(report):
 def test_names_that_do_not_pair_up_are_refused(tmp_path):
     with pytest.raises(ValueError, match="3 videos have 2 names"):
         write_agreement(tmp_path, {"a": [1, 2, 3], "b": [1, 2, 3]}, ["x", "y"])
+
+
+def test_scores_that_differ_by_rounding_alone_have_no_order():
+    constant = np.float32(0.35) + np.arange(20, dtype=np.float32) % 3 * np.float32(3e-8)
+    other = np.arange(20.0)
+    for scores in (constant, constant.astype(np.float64)):
+        (pair,) = agree({"a": scores, "b": other})["pairs"]
+        assert pair["spearman"] is None
+        assert agree({"a": scores, "b": other})["disputed"] == []
+    tied = np.arange(20) // 2 + constant  # ten pairs of equal scores
+    (pair,) = agree({"a": tied, "b": np.arange(20) // 2})["pairs"]
+    assert pair["spearman"] == 1.0
+    (pair,) = agree({"a": 1e-6 * other, "b": other})["pairs"]  # small, and no rounding
+    assert pair["spearman"] == pytest.approx(1.0)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import NormalDist
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -106,7 +106,7 @@ def agree(
         >>> result["disputed"][0]["video"], result["disputed"][0]["gap"]
         (0, 1.0)
     """
-    table = {name: np.asarray(row, dtype=np.float64).reshape(-1) for name, row in scores.items()}
+    table = {name: _levels(np.asarray(row)) for name, row in scores.items()}
     lengths = {len(row) for row in table.values()}
     if len(table) < 2 or len(lengths) != 1:
         raise ValueError(
@@ -130,6 +130,26 @@ def agree(
         "pairs": sorted(pairs, key=lambda pair: -_known(pair["spearman"])),
         "disputed": _disputed(table, disputed),
     }
+
+
+def _levels(row: NDArray[Any]) -> Floats:  # Any: of the precision in which the scores come
+    """The scores, float64 ``[n]``; those that follow one another by rounding alone are made equal.
+
+    Scores come from networks, in float32 at best, even where they are kept in float64.
+    """
+    values = np.asarray(row, dtype=np.float64).reshape(-1)
+    single = np.finfo(np.float32).eps
+    coarse = row.dtype.kind == "f" and np.finfo(row.dtype).eps > single
+    blur = 2 * np.finfo(row.dtype).eps if coarse else 8 * single
+    known = np.flatnonzero(np.isfinite(values))
+    order = known[np.argsort(values[known], kind="stable")]
+    ascending = values[order]
+    steps = np.diff(ascending) > blur * np.maximum(np.abs(ascending[1:]), np.abs(ascending[:-1]))
+    starts = np.concatenate([[0], np.flatnonzero(steps) + 1]) if len(order) else np.arange(0)
+    level = np.zeros(len(order), dtype=np.int64)
+    level[starts[1:]] = 1
+    values[order] = ascending[starts][np.cumsum(level)] if len(order) else ascending
+    return values
 
 
 def places(values: Floats) -> Floats:
