@@ -52,6 +52,22 @@ def test_motion_is_the_change_of_luma_in_a_second(picture):
     assert watched(moving, fps=32.0)["motion"].item() == pytest.approx(2 * moved.item())
 
 
+def test_the_motion_of_a_single_frame_cannot_be_measured(picture):
+    found = watched(still(picture, num_frames=1))
+    assert found["motion"].isnan().all()
+    assert found["brightness"].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_changes_no_monitor(picture, dtype):
+    frames = still(picture)
+    moving = torch.stack([frame.roll(index, -1) for index, frame in enumerate(frames)])
+    plain = watched(moving)
+    with torch.autocast("cpu", dtype=dtype):
+        cast = watched(moving)
+    assert all((cast[name] == plain[name]).all() for name in plain.keys())  # noqa: SIM118
+
+
 def test_figures_have_the_units_they_are_said_to_have():
     frames = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
     frames[:, 0] = 255  # red

@@ -3,6 +3,7 @@
 Left out on purpose: any judgement. A monitor has no better end; what tells is that it moves.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -32,7 +33,7 @@ class Monitors(TensorDictModuleBase):
     - ``("monitor","brightness")``: mean luma, 0 to 1;
     - ``("monitor","saturation")``: mean chroma, the largest minus the least of R, G, B, 0 to 1;
     - ``("monitor","sharpness")``: mean size of the gradient of luma, per pixel;
-    - ``("monitor","motion")``: mean change of luma, per second (0 for a single frame);
+    - ``("monitor","motion")``: mean change of luma, per second (NaN for a single frame);
 
     and ``("monitor","thumbnail")``, float16 ``[*B, 768]``: four frames at 8x8 pixels in RGB, 0 to
     1, from which `distance`, `diversity` and `drift` follow once the pixels are gone. A long video
@@ -76,7 +77,9 @@ class Monitors(TensorDictModuleBase):
         shape = tensordict.batch_size
         videos = pixels.reshape(-1, *pixels.shape[-4:])
         fps = tensordict.get(self.in_keys[1]).float().reshape(-1).to(pixels.device)
-        parts = [measure(videos[part], fps[part]) for part in _parts(videos)]
+        # Under autocast pixels would be rounded, and halves are refused on a CPU.
+        with torch.autocast(pixels.device.type, enabled=False):
+            parts = [measure(videos[part], fps[part]) for part in _parts(videos)]
         for key, part in zip(self.out_keys, zip(*parts, strict=True), strict=True):
             values = torch.cat(part)  # [n] or [n, 768]
             tensordict.set(key, values.reshape(*shape, *(values.shape[1:] or (1,))))
@@ -92,7 +95,7 @@ def measure(videos: Tensor, fps: Tensor) -> tuple[Tensor, ...]:
 
     Returns:
         Brightness, saturation, sharpness and motion, float32 ``[N]`` each, and thumbnails, float16
-        ``[N, 768]``.
+        ``[N, 768]``. A single frame has no motion that could be measured: NaN.
     """
     chosen = evenly_spaced(videos.shape[1], THUMBNAIL_FRAMES)
     small = functional.adaptive_avg_pool2d(
@@ -108,11 +111,12 @@ def measure(videos: Tensor, fps: Tensor) -> tuple[Tensor, ...]:
     chroma -= torch.minimum(red, torch.minimum(green, blue))
     luma = float(LUMA[0]) * red + float(LUMA[1]) * green + float(LUMA[2]) * blue
     moved = luma[:, [place[i] for i in second]] - luma[:, [place[i] for i in first]]
+    motion = moved.abs().mean((1, 2, 3)) * fps
     return (
         luma.mean((1, 2, 3)),
         chroma.mean((1, 2, 3)),
         _gradient(luma).mean((1, 2, 3)),
-        moved.abs().mean((1, 2, 3)) * fps,
+        motion if videos.shape[1] > 1 else torch.full_like(motion, math.nan),
         thumbnails,
     )
 
