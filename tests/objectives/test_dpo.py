@@ -173,3 +173,12 @@ def test_a_reference_is_needed(network):
 def test_beta_outside_its_range_is_refused(network, snapshots):
     with pytest.raises(ValueError, match="DPOLoss got beta=0"):
         DPOLoss(network, snapshots, SIGMAS, beta=0)
+
+
+def test_metrics_of_pairs_are_nan_without_a_pair(network, snapshots, sampled):
+    loss = DPOLoss(network, snapshots, SIGMAS, beta=10.0)
+    sampled["advantage"] = torch.zeros_like(sampled["advantage"])
+    found = loss(sampled)
+    names = ("best_error", "worst_error", "preference_accuracy")
+    assert all(math.isnan(found[name]) for name in names)
+    assert found["loss_policy"].item() == pytest.approx(math.log(2))

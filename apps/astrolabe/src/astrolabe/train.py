@@ -275,10 +275,14 @@ def summarise(run: Run, parts: Parts, judged: TensorDictBase) -> Metrics:
 
 
 def mean(metrics: list[Metrics], names: Sequence[str]) -> Metrics:
-    """Mean of each metric over the updates of a step; NaN without any."""
-    if not metrics:
-        return dict.fromkeys(names, math.nan)
-    return {name: sum(one[name] for one in metrics) / len(metrics) for name in names}
+    """Mean of each metric over the updates of a step that measured it; NaN without any."""
+    found = {}
+    for name in names:
+        values = [one[name] for one in metrics]
+        if not name.startswith("loss_"):  # a loss that is not finite shows
+            values = [value for value in values if math.isfinite(value)]
+        found[name] = sum(values) / len(values) if values else math.nan
+    return found
 
 
 def finite_mean(values: Tensor) -> float:

@@ -3,6 +3,7 @@
 Left out on purpose: everything between the two. The advantage only says which clip is which.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -40,7 +41,8 @@ class DPOLoss(AnchoredLoss):
     it by pairs, so a micro-batch of m goes through the network as 2m clips. Pairs are made inside
     the batch that `noise` is given: if that is only a part of what was sampled, the extremes of a
     group may lie elsewhere. Clips of advantage exactly 0, which were not judged or are average, are
-    in no pair. A batch without any pair gives one clip against itself, which teaches nothing.
+    in no pair. A batch without any pair gives one clip against itself, which teaches nothing: its
+    metrics of pairs are NaN.
 
     Args:
         network: Any TensorDict module that predicts clean latents from noisy ones.
@@ -156,12 +158,17 @@ class DPOLoss(AnchoredLoss):
         reward = -self.beta / 2 * (error - mean_square(seen.reference - seen.clean))
         best, worst = reward.view(-1, 2).unbind(1)
         best_error, worst_error = error.view(-1, 2).mean(dim=0)
+        chosen, other = noised[PAIR].unbind(-1)
+        alone = (chosen == other).all()  # no reading of it: a GPU would wait
+        metrics = {
+            "best_error": best_error,
+            "worst_error": worst_error,
+            "preference_accuracy": (best > worst).float().mean(),
+        }
         return self.outcome(
             seen,
             -logsigmoid(best - worst).mean(),
-            best_error=best_error,
-            worst_error=worst_error,
-            preference_accuracy=(best > worst).float().mean(),
+            **{name: torch.where(alone, math.nan, value) for name, value in metrics.items()},
         )
 
     def _drawn_keys(self) -> list[NestedKey]:
