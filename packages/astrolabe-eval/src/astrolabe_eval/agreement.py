@@ -137,7 +137,7 @@ def _levels(row: NDArray[Any]) -> Floats:  # Any: of the precision in which the 
 
     Scores come from networks, in float32 at best, even where they are kept in float64.
     """
-    values = np.asarray(row, dtype=np.float64).reshape(-1)
+    values = np.array(row, dtype=np.float64).reshape(-1)  # a copy
     single = np.finfo(np.float32).eps
     coarse = row.dtype.kind == "f" and np.finfo(row.dtype).eps > single
     blur = 2 * np.finfo(row.dtype).eps if coarse else 8 * single
