@@ -80,8 +80,8 @@ class Monitors(TensorDictModuleBase):
         # Under autocast pixels would be rounded, and halves are refused on a CPU.
         with torch.autocast(pixels.device.type, enabled=False):
             parts = [measure(videos[part], fps[part]) for part in _parts(videos)]
-        for key, part in zip(self.out_keys, zip(*parts, strict=True), strict=True):
-            values = torch.cat(part)  # [n] or [n, 768]
+            columns = [torch.cat(part) for part in zip(*parts, strict=True)]  # [n] or [n, 768]
+        for key, values in zip(self.out_keys, columns, strict=True):
             tensordict.set(key, values.reshape(*shape, *(values.shape[1:] or (1,))))
         return tensordict
 
