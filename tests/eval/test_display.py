@@ -132,6 +132,20 @@ def test_times_that_go_backwards_are_refused(tmp_path):
         read_mp4(path)
 
 
+@pytest.mark.parametrize("degrees", [90, 180])
+def test_a_turn_that_single_frames_say_is_refused(tmp_path, degrees):
+    write_mp4(tmp_path / "a.mp4", np.zeros((3, 3, 32, 32), np.uint8), fps=8)
+    said = f"h264_metadata=display_orientation=insert:rotate={degrees}"  # of key frames alone
+    with av.open(tmp_path / "a.mp4") as old, av.open(tmp_path / "b.mp4", "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        turn = av.BitStreamFilterContext(said, old.streams.video[0], stream)
+        for packet in [*old.demux(video=0), None]:
+            if packet is None or packet.dts is not None:
+                new.mux([one for one in turn.filter(packet) if one.dts is not None])
+    with pytest.raises(VideoError, match="turned in some frames and otherwise in others"):
+        read_mp4(tmp_path / "b.mp4")
+
+
 def test_a_video_that_changes_its_size_is_refused(tmp_path):
     path = tmp_path / "sizes.mkv"
     with av.open(str(path), "w") as container:

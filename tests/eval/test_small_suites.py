@@ -203,7 +203,7 @@ def test_few_scored_samples_are_neither_best_and_worst_at_once_nor_counted_as_al
     ]
     result = write_report(tmp_path, *models)
     page = (tmp_path / "report.html").read_text()
-    assert "3 of 3 prompts got a higher total reward" in page
+    assert "3 of 3 videos got a higher total reward" in page
     assert "Best and worst prompts" not in page
     _, most, least = choose(result, extremes=3, random=9)
     assert (most.indices, least.indices) == ((39,), (37,))
@@ -217,3 +217,19 @@ def test_a_sample_that_one_model_has_an_infinite_score_of_is_won_by_none():
     result = compare(_total(prompts, np.zeros(8)), _total(prompts, endless))
     assert result["wins"]["total"]["wins"] == 7
     assert result["rewards"]["total"]["unscored"] == 1
+
+
+def test_white_space_and_case_make_no_other_prompt(tmp_path):
+    prompts = ("a cat", "a cat ", "A cat", "a  cat", "a cat\t", "A CAT", "a dog", "A dog")
+    before, after = _total(prompts, np.zeros(8)), _total(prompts, np.arange(1.0, 9.0))
+    compared = write_report(tmp_path, before, after)
+    assert compared["distinct_prompts"] == 2
+    assert compared["rewards"]["total"]["interval"] is None
+    assert "8 videos of 2 prompts" in (tmp_path / "report.html").read_text()
+
+
+def test_videos_that_gained_are_counted_as_videos_and_unscored_ones_are_not(tmp_path):
+    prompts = tuple(f"{number // 2}" for number in range(14))
+    change = np.array([1.0, -1.0] * 6 + [2.0, np.nan])
+    write_report(tmp_path, _total(prompts, np.zeros(14)), _total(prompts, change))
+    assert "7 of 13 videos got a higher total reward" in (tmp_path / "report.html").read_text()

@@ -178,3 +178,36 @@ def test_a_flat_file_of_the_leaderboard_is_read(tmp_path, scale, spelling):
     assert found.scores == pytest.approx(scores)
     assert totals(found.scores).total == pytest.approx(totals(scores).total)
     assert totals(found.scores).total <= 1.1
+
+
+@pytest.mark.parametrize(
+    ("name", "score", "told"),
+    [
+        ("color", -1.0, "was not computed"),
+        ("overall_consistency", -1.0, "was not computed"),
+        ("motion_smoothness", 1.01, "percent"),
+    ],
+)
+def test_what_no_run_of_vbench_gives_is_refused(name, score, told):
+    with pytest.raises(VBenchError, match=rf"The score of {name} is {score}.*{told}"):
+        totals({name: score})
+
+
+def test_a_still_video_may_exceed_one_by_the_rounding_of_cosines():
+    assert totals({"subject_consistency": 1.0000002}).quality_present == pytest.approx(1)
+
+
+def test_a_score_of_zero_is_zero_percent(tmp_path):
+    path = tmp_path / "flat.json"
+    path.write_text('{"dynamic_degree": 0.0, "color": 85.0}')
+    assert read_results(path).scores == {"dynamic_degree": 0.0, "color": 0.85}
+    path.write_text('{"dynamic_degree": 0.5, "color": 85.0}')
+    with pytest.raises(VBenchError, match="cannot be told"):
+        read_results(path)
+
+
+def test_scores_that_are_normalised_already_are_refused(tmp_path):
+    path = tmp_path / "flat.json"
+    path.write_text('{"scene": 0.61, "appearance_style": 0.77}')
+    with pytest.raises(VBenchError, match=r"appearance_style is 0\.77.*normalised already"):
+        read_results(path)

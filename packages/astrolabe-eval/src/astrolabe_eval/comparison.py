@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Literal, TypedDict
 
 from astrolabe_eval.changes import LEVEL, Change, Versus, check_units, total_first, versus
+from astrolabe_eval.grouping import members_of
 from astrolabe_eval.pairing import check_pairs
 from astrolabe_eval.scoring import TOTAL, Evaluation
 
@@ -173,7 +174,7 @@ def _compare(
         **(list(against.values())[-1] if against else versus(base, None, units)),
         "suite": base.suite.name,
         "prompts": len(base.suite),
-        "distinct_prompts": len(set(base.suite.prompts)),
+        "distinct_prompts": int(members_of(base.suite.prompts).max()) + 1,
         "labels": list(models),
         "paired": bool(others),
         "level": LEVEL,

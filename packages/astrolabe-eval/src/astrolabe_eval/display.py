@@ -79,6 +79,7 @@ class Display:
         self._graph: Graph | None = None
         self._of: tuple[object, ...] = ()
         self._size = (0, 0)
+        self._turns: tuple[int, ...] | None = None
         if stream.metadata.get("alpha_mode") == "1":
             raise self._transparent()
 
@@ -108,7 +109,14 @@ class Display:
             raise self._error(f"has pixels as floating point ({name}).", "Write 8 or 16 bits.")
         if not _is_flat(frame):
             raise self._error("is no flat picture but two views or a sphere.", "Cut out one view.")
-        self._turn(_turn_of(self._path, frame))
+        turn = _turn_of(self._path, frame)
+        self._turn(turn)
+        if self._turns not in (None, turn):  # H.264 may say it of single frames
+            raise self._error(
+                "is turned in some frames and otherwise in others.",
+                "Turn it into its pixels: ffmpeg -i IN OUT",
+            )
+        self._turns = turn
         if _has_alpha(frame) and frame.reformat(format="rgba").to_ndarray()[..., 3].min() < 255:
             raise self._transparent()
 

@@ -85,8 +85,11 @@ def independent(prompts: Sequence[str]) -> int:
 def members_of(prompts: Sequence[str]) -> NDArray[np.int64]:
     """The number of each sample's prompt, counted by first occurrence.
 
-    >>> members_of(["b", "a", "b"])
+    Letters' case and white space make no other prompt.
+
+    >>> members_of(["b", "a", "B "])
     array([0, 1, 0])
     """
     numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(prompt, len(numbers)) for prompt in prompts])
+    alike = (" ".join(prompt.split()).casefold() for prompt in prompts)
+    return np.array([numbers.setdefault(prompt, len(numbers)) for prompt in alike], dtype=np.int64)

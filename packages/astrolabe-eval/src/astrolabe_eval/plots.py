@@ -88,7 +88,7 @@ def paired_differences(
     format: Format = "svg",
     theme: Theme = "light",
 ) -> bytes:
-    """Draw the change of each prompt, smallest first, with the mean and its interval.
+    """Draw the change of each video, smallest first, with the mean and its interval.
 
     Args:
         differences: ``[n]``, after minus before.
@@ -115,7 +115,7 @@ def paired_differences(
     panel.axhline(float(values.mean()), color=colours.text, linewidth=1.4, linestyle="--")
     panel.axhline(0, color=colours.text, linewidth=0.8)
     panel.set_xticks([])
-    panel.set_xlabel("prompts, from least to most improved")
+    panel.set_xlabel("videos, from least to most improved")
     panel.set_ylabel("change of total reward")
     style(panel, colours)
     return save(figure, format)

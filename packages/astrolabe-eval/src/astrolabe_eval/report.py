@@ -1,6 +1,7 @@
 """Write ``report.html``, one file that needs nothing else, and its numbers in four more formats."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,7 @@ def write_report(
         in_words=interval_in_words,
         headline=_headline(comparison),
         outcome=verdict(comparison["rewards"][TOTAL]),
-        improved=sum(change > 0 for change in differences(comparison)),
+        changes=[change for change in differences(comparison) if not math.isnan(change)],
         figures=figures,
         downloads=downloads,
         clips=choose_clips(list(models.values()), comparison, max_bytes - spent),

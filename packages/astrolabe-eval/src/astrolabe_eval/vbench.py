@@ -17,6 +17,11 @@ from typing import Any, Final, NamedTuple
 from astrolabe_eval.errors import VBenchError
 from astrolabe_eval.vbench_flat import shares_of
 
+#: Cosines of a video and a text, far below 1. All other raw scores are at least 0.
+_COSINES: Final = frozenset({"appearance_style", "temporal_style", "overall_consistency"})
+_MOST_COSINE: Final = 0.5
+#: Means of cosines in float32 may exceed 1 by that much, of a still video for example.
+_ROUNDING: Final = 1e-4
 #: How VBench ends the name of a file with results.
 RESULTS_SUFFIX: Final = "_eval_results.json"
 _QUALITY_WEIGHT, _SEMANTIC_WEIGHT = 4, 1
@@ -111,8 +116,8 @@ def totals(scores: Mapping[str, float]) -> Totals:
         scores: Dimension to raw score, ``Results.scores`` for example; names with underscores.
 
     Raises:
-        VBenchError: If a name is no dimension of VBench 1.0, or a score is not finite or above 1,
-            as in percent.
+        VBenchError: If a name is no dimension of VBench 1.0, or a score is not finite or none that
+            VBench can give: above 1, as in percent, or below 0.
 
     Example:
         >>> scores = {name: bounds.high for name, bounds in DIMENSIONS.items()}
@@ -127,10 +132,15 @@ def totals(scores: Mapping[str, float]) -> Totals:
             raise VBenchError(f"{name!r} is no dimension of VBench 1.0: {', '.join(DIMENSIONS)}.")
         if not math.isfinite(score):
             raise VBenchError(f"The score of {name} is {score}. Leave out what was not computed.")
-        if abs(score) > 1:
+        if score > 1 + _ROUNDING:
             raise VBenchError(
                 f"The score of {name} is {score}, but raw scores do not exceed 1. If it is in "
                 "percent, divide all scores by 100."
+            )
+        if score < (-_MOST_COSINE if name in _COSINES else 0):
+            raise VBenchError(
+                f"The score of {name} is {score}, which VBench does not give. Leave out what was "
+                "not computed."
             )
     normalised = {
         name: (scores[name] - low) / (high - low)
@@ -229,7 +239,14 @@ def _read(path: Path) -> dict[str, list[Any]]:
             f"Name the files that end in {RESULTS_SUFFIX}."
         )
     if not any(isinstance(entry, list) for entry in content.values()):
-        return {name: [share, []] for name, share in shares_of(path, content, DIMENSIONS).items()}
+        shares = shares_of(path, content, DIMENSIONS)
+        for name in _COSINES & shares.keys():
+            if shares[name] > _MOST_COSINE:
+                raise VBenchError(
+                    f"{str(path)!r}: {name} is {shares[name]}, but raw scores of it lie below "
+                    f"{DIMENSIONS[name].high}. If it is normalised already, write the raw score."
+                )
+        return {name: [share, []] for name, share in shares.items()}
     for name, entry in content.items():
         _check_entry(path, name, entry)
     return content

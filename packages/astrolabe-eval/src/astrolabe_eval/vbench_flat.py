@@ -50,8 +50,8 @@ def shares_of(
         raise VBenchError(f"{str(path)!r}: {outside[0]} is {numbers[outside[0]]}, above 100 %.")
     if not above and not marked:
         return numbers
-    if not marked and len(above) < len(numbers):
-        below = next(name for name in numbers if name not in above)
+    below = next((name for name, value in numbers.items() if value and name not in above), None)
+    if not marked and below is not None:  # 0 is the same either way
         raise VBenchError(
             f"{str(path)!r}: {above[0]} is {numbers[above[0]]} and {below} {numbers[below]}, so "
             "it cannot be told whether the numbers are in percent. Write all of them as shares."
