@@ -92,6 +92,27 @@ def test_what_training_refuses_no_plan_accepts(processes, overrides):
 
 
 @pytest.mark.parametrize(
+    ("override", "error"),
+    [
+        ("rewards.sharpness_vq.options.top=-1", ConfigError),
+        ("rollout.prompts=nowhere", LookupError),
+        ("evaluation.prompts=nowhere", LookupError),
+        ("rollout.prompts=FILE", PromptFileError),
+        ("evaluation.prompts=FILE", PromptFileError),
+    ],
+)
+def test_what_the_dry_run_refuses_of_options_and_prompts_no_plan_accepts(tmp_path, override, error):
+    (tmp_path / "p.csv").write_text("id,prompt\n1\n")
+    override = override.replace("FILE", str(tmp_path / "p.csv"))
+    refuses = check_terms if "rewards" in override else check_prompts
+    with pytest.raises(error) as trained:
+        refuses(load(["tiny"], [override]))
+    with pytest.raises(error) as planned:
+        plan(Question(["tiny"], [override]))
+    assert str(trained.value) == str(planned.value)
+
+
+@pytest.mark.parametrize(
     ("override", "told"),
     [
         ("rollout.num_frames=10", "rollout.num_frames: 10 latent frames"),

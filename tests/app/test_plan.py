@@ -359,12 +359,20 @@ def test_bad_input_is_refused_in_one_line(question, told):
 
 
 def test_what_is_allowed_and_not_meant_is_warned_of(needs):
-    (told,) = warnings(needs.of(small("rollout.length=2", "rollout.batch_size=2")))
+    *_, told = warnings(needs.of(small("rollout.length=2", "rollout.batch_size=2")))
     assert "With rollout.batch_size=4 it is made once" in told
     uneven = Needs(small("rollout.num_prompts=3", "rollout.length=2", "rollout.batch_size=0"), 2)
     uneven._found = needs._found
-    (told,) = warnings(uneven)
+    *_, told = warnings(uneven)
     assert "groups span processes unevenly" in told
+
+
+def test_files_that_training_will_miss_are_warned_of_and_not_needed(needs):
+    run = small("rollout.prompts='./none.txt'", "evaluation.prompts='tiny_heldout'")
+    told = list(warnings(needs.of(replace(run, lora=replace(run.lora, start="./none")))))
+    assert [line.split(": ")[0] for line in told] == ["train will not start without it"] * 2
+    assert "no LoRA './none'" in told[0]
+    assert "no prompt file './none.txt'" in told[1]
 
 
 def test_the_command_refuses_in_one_line(capsys):

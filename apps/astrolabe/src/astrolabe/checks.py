@@ -3,6 +3,8 @@
 The same functions serve `train`, its dry run and `plan`, so that none accepts what another refuses.
 """
 
+from collections.abc import Collection
+
 from astrolabe.compose import window_schedule
 from astrolabe.compose_rewards import build_term
 from astrolabe.config import RewardTerm, Run
@@ -11,7 +13,7 @@ from astrolabe.fit import check_fit, check_whole
 from astrolabe.launch_errors import check_world
 from astrolabe.plan_model import blueprint, describable
 from astrolabe.plan_passes import FEW, loss_of
-from astrolabe.preflight import declaration
+from astrolabe.preflight import declaration, part_lacks
 from astrolabe.prompts import prompt_list
 from astrolabe.registry import check, locate
 
@@ -38,8 +40,12 @@ def check_settings(run: Run, processes: int) -> None:
         check("rewards", term.name or name, term.options, where=f"{where}.{name}")
 
 
-def check_prompts(run: Run) -> None:
+def check_prompts(run: Run, absent: Collection[str] = ()) -> None:
     """Read the prompts of training, and of the report if there is to be one.
+
+    Args:
+        run: The settings.
+        absent: Settings whose file is known to be absent, and is not asked for.
 
     Raises:
         ConfigError: If a script of scenes is none.
@@ -47,8 +53,9 @@ def check_prompts(run: Run) -> None:
         PromptFileError: If a list of prompts cannot be read.
         SuiteError: If VBench's list cannot be read.
     """
-    prompt_list(run.rollout.prompts, "rollout.prompts")
-    if run.evaluation.at_end:
+    if "rollout.prompts" not in absent:
+        prompt_list(run.rollout.prompts, "rollout.prompts")
+    if run.evaluation.at_end and "evaluation.prompts" not in absent:
         make_suite(run)
 
 
@@ -67,18 +74,22 @@ def check_model(run: Run, processes: int) -> None:
     check_whole(run, loss_of(run, model).whole, processes)
 
 
-def check_terms(run: Run, *, judges_only: bool = False) -> None:
+def check_terms(run: Run, *, judges_only: bool = False, offline: bool = False) -> None:
     """Refuse what rewards and judges refuse of their options, by making them for a moment.
 
     Args:
         run: The settings.
         judges_only: Make all judges, as the report will; else the rewards and judges of packages
             that say what they need, whose making reads no weights.
+        offline: Pass over those that lack something, whose making would fetch it.
     """
     for where, name, term in _terms(run):
         target = locate("rewards", term.name or name, f"{where}.{name}")
         cheap = target not in _LIVING and declaration(target) is not None
-        if where == "evaluation.judges" if judges_only else cheap:
+        chosen = where == "evaluation.judges" if judges_only else cheap
+        if offline and part_lacks("rewards", term.name or name, term.options, f"{where}.{name}"):
+            continue
+        if chosen:
             build_term(name, term, where)
 
 

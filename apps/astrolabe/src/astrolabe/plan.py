@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from astrolabe.checks import check_model, check_settings
+from astrolabe.checks import check_model, check_prompts, check_settings, check_terms
 from astrolabe.config import Run
 from astrolabe.errors import ConfigError
 from astrolabe.load import load
@@ -13,6 +13,7 @@ from astrolabe.plan_memory import GIB, Bytes, Phase, host, phases
 from astrolabe.plan_needs import Needs
 from astrolabe.plan_time import CARDS, Card, Work
 from astrolabe.plan_work import disk, step_work
+from astrolabe.preflight import own_lacks, told
 
 SCHEMA = 1
 
@@ -107,6 +108,7 @@ def plan(question: Question) -> Plan:
         ConfigError: If a setting is wrong, the processes do not divide the work, or the model is
             none of which the sizes are known.
         LookupError: If a part is not installed.
+        PromptFileError: If a file of prompts that is there cannot be read.
     """
     run = question.run()
     _check(question, run)
@@ -158,12 +160,17 @@ def _check(question: Question, run: Run) -> None:
             "score, and with --gpus for those that learn, whose phase is update."
         )
     check_settings(run, gpus)
+    # A plan may be made before the files are there: what is absent is a warning.
+    check_prompts(run, {name for lack in own_lacks(run) for name, _ in lack.settings})
     check_model(run, gpus)
+    check_terms(run, offline=True)
 
 
 def warnings(needs: Needs) -> Iterator[str]:
     """What is allowed and yet most likely not meant."""
     run, share, group = needs.run, needs.share, needs.run.rollout.group_size
+    for lack in own_lacks(run):
+        yield f"train will not start without it: {told([lack])}"
     if run.rollout.shared:
         if share.videos % group and share.batch % group and group % share.batch:
             yield (

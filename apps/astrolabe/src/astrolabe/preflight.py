@@ -97,6 +97,15 @@ def check(run: Run, out: Path | None = None, *, training: bool = True) -> list[s
     ]
 
 
+def own_lacks(run: Run) -> list[Lack]:
+    """Return what is absent of the files that only a person can provide: prompts and adapter.
+
+    Raises:
+        LookupError: If there is no packaged list of a name.
+    """
+    return [*_started(run), *_files(run, True, run.evaluation.at_end)]
+
+
 def told(missing: Sequence[Lack]) -> str:
     """Return a message about all that is missing."""
     if len(missing) == 1:
