@@ -11,6 +11,7 @@ from astrolabe.plan import Question, plan
 from astrolabe.plan_memory import GIB
 from astrolabe.plan_rewards import reward_needs
 from astrolabe_rewards import Reward
+from astrolabe_eval import SuiteError
 from astrolabe_rollout.errors import PromptFileError
 
 OFF = "evaluation.at_end=false"
@@ -127,10 +128,10 @@ def test_what_does_not_go_with_the_model_is_refused_without_its_weights(override
 
 def test_prompts_of_the_report_are_read_at_the_start(tmp_path):
     (tmp_path / "p.txt").write_bytes(b"caf\xe9\n")
-    (tmp_path / "v.json").write_text("{}")
-    for name in ("p.txt", "v.json"):
+    (tmp_path / "v.json").write_text('[{"prompt_en": "a cat"}]')
+    for name, error in (("p.txt", PromptFileError), ("v.json", SuiteError)):
         run = load(["tiny"], [f"evaluation.prompts={tmp_path / name}"])
-        with pytest.raises(PromptFileError, match=name):
+        with pytest.raises(error, match=name):
             check_prompts(run)
         check_prompts(load(["tiny"], [f"evaluation.prompts={tmp_path / name}", OFF]))
 
