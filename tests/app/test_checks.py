@@ -10,8 +10,8 @@ from astrolabe.load import load
 from astrolabe.plan import Question, plan
 from astrolabe.plan_memory import GIB
 from astrolabe.plan_rewards import reward_needs
-from astrolabe_rewards import Reward
 from astrolabe_eval import SuiteError
+from astrolabe_rewards import Reward
 from astrolabe_rollout.errors import PromptFileError
 
 OFF = "evaluation.at_end=false"
