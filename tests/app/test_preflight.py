@@ -128,6 +128,16 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     assert "'file/run': '" in missing([], out=Path("file/run"))
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="Linux")
+def test_a_folder_in_which_no_file_can_be_made_is_named_whatever_its_permissions():
+    assert "'/proc' is not writable" in missing([], out=Path("/proc/no/run"))
+
+
+def test_a_writable_folder_is_left_as_it_was():
+    check(load(TINY, []), Path("made/later"))
+    assert not list(Path().iterdir())
+
+
 def test_every_reward_with_weights_says_where_they_are():
     needy = {name for name in names("rewards") if "`" in find("rewards", name, "").weights_from}
     assert {"hpsv3", "videoalign_ta", "clip", "raft_dynamics"} <= needy

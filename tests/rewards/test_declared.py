@@ -132,3 +132,13 @@ def test_a_score_beyond_float32_is_not_finite(make_batch):
 
     with pytest.raises(ValueError, match=r"videos \[0\] are not finite"):
         kind(score=score)()(make_batch(PIXELS))
+
+
+@pytest.mark.parametrize("base", [Reward, torch.nn.Module])
+def test_a_module_whose_constructor_leaves_out_that_of_its_base_is_refused(base):
+    def nothing(self):
+        pass
+
+    careless = type("Odd", (base,), {"name": "odd", "unit": "level", "__init__": nothing})()
+    with pytest.raises(RewardError, match=r"constructor of Odd does not call super\(\)"):
+        CompositeReward({"odd": (careless, 1.0)})

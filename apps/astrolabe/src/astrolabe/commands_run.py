@@ -82,17 +82,17 @@ def train(
         raise typer.Exit(session.resume(resume, wanted, force=force))
     chosen = recipes or ["tiny"]
     run = load(chosen, overrides or [])
-    if dry_run:
-        typer.echo(to_json(run), nl=False)
-        _rehearse(run, out)
-        return
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if auto_resume and out is None:
-        raise ConfigError("--auto-resume needs the folder of the run. Name it with --out.")
     # The processes of torchrun must agree on a name, and find it again after a restart.
     shared = os.environ.get("TORCHELASTIC_RUN_ID", "")
     name = shared[:8] if shared and shared != "none" else f"{datetime.now():%Y%m%d-%H%M%S}"
     folder = out or Path("runs") / f"{Path(chosen[0]).stem}-{name}"
+    if dry_run:
+        typer.echo(to_json(run), nl=False)
+        _rehearse(run, folder)
+        return
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if auto_resume and out is None:
+        raise ConfigError("--auto-resume needs the folder of the run. Name it with --out.")
     from astrolabe import preflight
 
     # First of all, as it takes a second: what follows takes minutes before it says what is missing.
@@ -105,14 +105,14 @@ def train(
     raise typer.Exit(session.start(run, folder, again=again, force=force))
 
 
-def _rehearse(run: "Run", out: Path | None) -> None:
+def _rehearse(run: "Run", folder: Path) -> None:
     """Refuse what building would refuse, without reading weights."""
     from astrolabe import checks, preflight
     from astrolabe.launch_errors import world_size
 
     processes = world_size(os.environ)
     checks.check_settings(run, processes)
-    preflight.check(run, out)
+    preflight.check(run, folder)
     checks.check_prompts(run)
     checks.check_model(run, processes)
     checks.check_terms(run)

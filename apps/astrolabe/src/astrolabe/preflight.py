@@ -3,10 +3,9 @@
 Every phase counts: training, the report at its end, what is kept. A package says what its parts
 need in a module ``needs`` with a function ``lacks`` (`astrolabe_rollout.needs` and
 `astrolabe_rewards.needs` do); what does not say so is not looked for. Light on purpose: neither
-torch nor a model is imported, and nothing is written or downloaded.
+torch nor a model is imported, and nothing is left behind or downloaded.
 """
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryFile
 from threading import Thread
 from typing import Any, Final, TypeAlias
 
@@ -185,9 +185,18 @@ def _folder(out: Path | None) -> Iterator[Lack]:
     if out is None:
         return
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    if not there.is_dir() or not _writable(there):
         why = f"{str(there)!r} is {'not writable' if there.is_dir() else 'a file'}"
         yield Lack("folder to write into", str(out), f"{why}. Choose another --out")
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be made there; permissions alone do not tell, root has all of them."""
+    try:
+        with TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _trackers(run: Run) -> Iterator[Lack]:

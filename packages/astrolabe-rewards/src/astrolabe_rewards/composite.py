@@ -12,7 +12,7 @@ from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from astrolabe_rewards.declared import check_scores
+from astrolabe_rewards.declared import check_made, check_scores
 from astrolabe_rewards.errors import RewardError, UnscoredError, WeightsError
 from astrolabe_rewards.keys import FPS, GROUP, INDEX, PIXELS, REWARD, SCORE, TEXT, VALID
 from astrolabe_rewards.normalisation import (
@@ -76,6 +76,7 @@ class CompositeReward(TensorDictModuleBase):
     Raises:
         ValueError: If there are no rewards, a weight is not a finite number, or ``statistics`` does
             not fit.
+        RewardError: If a module's constructor does not call that of its base.
     """
 
     moments: Tensor
@@ -269,6 +270,7 @@ def _weight(name: str, entry: Any) -> float:
         raise ValueError(
             f"rewards[{name!r}] is {entry!r}, not a pair of reward and weight. Write (reward, 1.0)."
         )
+    check_made(entry[0])
     weight = entry[1]
     if (
         isinstance(weight, bool)

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from astrolabe_rewards.errors import RewardError
 
@@ -65,6 +65,19 @@ def check_declared(reward: Any, base: type) -> None:  # Any: a reward that is no
     for name, value in own.items():
         _check_spelling(kind.__name__, name, value)
     _check_method(kind, base)
+
+
+def check_made(reward: object) -> None:
+    """Refuse a module whose constructor left out that of its base, as it fails when it is called.
+
+    Raises:
+        RewardError: If it is one.
+    """
+    if isinstance(reward, nn.Module) and "_modules" not in vars(reward):
+        raise RewardError(
+            f"The constructor of {type(reward).__name__} does not call super().__init__(). "
+            "Call it first."
+        )
 
 
 def check_scores(who: str, scores: object, count: int, *, flat: bool = False) -> Tensor:
