@@ -10,9 +10,10 @@ from astrolabe import cli, session
 from astrolabe.compose import compose
 from astrolabe.config import Part, RewardTerm
 from astrolabe.errors import ConfigError
+from astrolabe.explain import explain
 from astrolabe.load import load
 from astrolabe_objectives import AnchoredLoss, DenoisingLoss
-from astrolabe_rewards import Reward
+from astrolabe_rewards import CompositeReward, Reward
 
 README = Path(__file__).parents[2] / "packages" / "astrolabe-objectives" / "README.md"
 
@@ -200,3 +201,20 @@ def test_parts_shows_the_keys_of_an_objective_that_is_in_use(parts, capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["parts", "objectives", "nft"])
     assert "out_keys = ['loss_policy', 'loss_kl'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("writes", "value", "message"),
+    [("mine", float("nan"), "scored videos"), ("other", 1.0, "did not write")],
+)
+def test_a_callable_that_scores_wrongly_stops_a_run_in_one_line(writes, value, message):
+    def term(batch):
+        return batch.set(("score", writes), torch.full((2, 1), value))
+
+    pixels = torch.zeros(2, 5, 3, 8, 8, dtype=torch.uint8)
+    batch = TensorDict({"video": {"pixels": pixels, "fps": torch.ones(2)}}, batch_size=[2])
+    with pytest.raises(ValueError, match=message) as caught:
+        CompositeReward({"mine": (term, 1.0)}).score(batch)
+    told = explain(caught.value)
+    assert told is not None
+    assert message in told

@@ -293,7 +293,7 @@ def test_failures_end_the_run_by_default(make_batch):
 
 def test_a_callable_that_writes_another_name_is_refused_even_when_errors_are_allowed(make_batch):
     composite = CompositeReward({"second": (first_pixel, 1.0)}, on_error="invalid")
-    with pytest.raises(KeyError, match="did not write"):
+    with pytest.raises(RewardError, match="did not write"):
         composite(make_batch(videos(1)))
 
 

@@ -3,6 +3,7 @@ import torch
 from tensordict import TensorDict
 
 from astrolabe_rewards import CompositeReward, SharpnessVQ
+from astrolabe_rewards.errors import RewardError
 from astrolabe_rewards.whole_video import WholeVideo
 
 
@@ -52,5 +53,5 @@ def test_a_batch_without_an_overview_is_refused():
 
 
 def test_a_callable_must_write_its_score():
-    with pytest.raises(KeyError, match="did not write"):
+    with pytest.raises(RewardError, match="did not write"):
         WholeVideo(lambda td: td, "whole")(batch())

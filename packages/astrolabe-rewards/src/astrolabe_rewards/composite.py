@@ -134,10 +134,12 @@ class CompositeReward(TensorDictModuleBase):
         """Write ``("score", name)`` of every term. Large batches may be scored part by part.
 
         Raises:
-            KeyError: If pixels or the groups are missing, or a term does not write its key.
-            RewardError: If a term writes anything but one floating number for each video.
+            KeyError: If pixels or the groups are missing.
+            RewardError: If a term does not write its key, or writes anything but one floating
+                number for each video.
             TypeError: If pixels are not uint8.
-            ValueError: If shapes are wrong, or (``on_error="raise"``) a score is not finite.
+            UnscoredError: If (``on_error="raise"``) a score is not finite.
+            ValueError: If shapes are wrong.
         """
         pixels = tensordict.get(PIXELS, None)
         if pixels is None:
@@ -203,9 +205,10 @@ class CompositeReward(TensorDictModuleBase):
             scores = self._call(name, batch)
             bad = (~torch.isfinite(scores)).flatten().nonzero().flatten().tolist()
             if bad:
-                raise ValueError(
+                raise UnscoredError(
                     f"CompositeReward: {name!r} scored videos {bad[:8]} with numbers that are not "
-                    "finite. Look at these videos, or set on_error='invalid' to leave them out."
+                    "finite",
+                    scores,
                 )
             return scores
         # An infinite score is as useless as none: both are told apart from scores by NaN alone.
@@ -250,7 +253,7 @@ class CompositeReward(TensorDictModuleBase):
         key: NestedKey = term.out_keys[0] if isinstance(term, Reward) else (SCORE, name)
         scores = out.get(key, None) if isinstance(out, TensorDictBase) else None
         if scores is None:
-            raise KeyError(
+            raise RewardError(
                 f"CompositeReward: the callable listed as {name!r} did not write {key}. "
                 "Let it set that entry, or list it under the name that it writes."
             )

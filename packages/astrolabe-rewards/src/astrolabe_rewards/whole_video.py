@@ -5,6 +5,7 @@ from collections.abc import Callable
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 
+from astrolabe_rewards.errors import RewardError
 from astrolabe_rewards.keys import FPS, OVERVIEW, OVERVIEW_FPS, PIXELS, SCORE
 from astrolabe_rewards.reward import Reward
 
@@ -42,5 +43,5 @@ class WholeVideo(TensorDictModuleBase):
         own = self.scorer.out_keys if isinstance(self.scorer, Reward) else self.out_keys
         key: NestedKey = own[0]
         if scored.get(key, None) is None:
-            raise KeyError(f"WholeVideo: the reward did not write {key}. Let it set that entry.")
+            raise RewardError(f"WholeVideo: the reward did not write {key}. Let it set that entry.")
         return tensordict.set(self.out_keys[0], scored[key])
