@@ -21,7 +21,8 @@ class WholeVideo(TensorDictModuleBase):
         name: Name of the score.
 
     Raises:
-        KeyError: When called, if the batch has no overview or the reward writes no score.
+        KeyError: When called, if the batch has no overview.
+        RewardError: When called, if the reward writes no score.
     """
 
     def __init__(self, scorer: Callable[[TensorDictBase], TensorDictBase], name: str) -> None:

@@ -135,6 +135,8 @@ def in_diffusers_words(config: Config, where: str) -> dict[str, Any]:
     if not (isinstance(dim, int) and isinstance(heads, int) and heads > 0 and dim % heads == 0):
         wrong["dim"] = "a multiple of num_heads"
     _refuse(config, wrong, where, "Use a text-to-video transformer of Wan 2.1")
+    assert isinstance(dim, int)  # or it was refused
+    assert isinstance(heads, int)
     words = {"in_dim": "in_channels", "out_dim": "out_channels", "num_heads": "num_attention_heads"}
     left_out = {*fixed, "dim", "_class_name"}
     named = {words.get(name, name): x for name, x in config.items() if name not in left_out}
