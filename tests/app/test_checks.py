@@ -136,6 +136,14 @@ def test_prompts_of_the_report_are_read_at_the_start(tmp_path):
         check_prompts(load(["tiny"], [f"evaluation.prompts={tmp_path / name}", OFF]))
 
 
+def test_scripts_of_scenes_are_read_at_the_start(tmp_path):
+    (tmp_path / "p.txt").write_text("a cat | it runs\na cat[x] |\n")
+    changes = [f"rollout.prompts={tmp_path / 'p.txt'}", OFF]
+    check_prompts(load(["tiny"], changes))  # whole prompts
+    with pytest.raises(ConfigError, match=r"rollout\.prompts, prompt 2: "):
+        check_prompts(load(["tiny"], [*changes, "rollout.scene_windows=1"]))
+
+
 def test_what_a_judge_refuses_is_refused_at_the_start():
     run = load(["tiny"], ["evaluation.judges.vlm_judge.options={model='m', low=5.0, high=1.0}"])
     check_settings(run, 1)

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from astrolabe.compose import window_schedule
 from astrolabe.compose_rewards import build_term
 from astrolabe.config import RewardTerm, Run
+from astrolabe.errors import ConfigError
 from astrolabe.evaluate import make_suite
 from astrolabe.fit import check_fit, check_whole
 from astrolabe.launch_errors import check_world
@@ -16,6 +17,7 @@ from astrolabe.plan_passes import FEW, loss_of
 from astrolabe.preflight import declaration, part_lacks
 from astrolabe.prompts import prompt_list
 from astrolabe.registry import check, locate
+from astrolabe_rollout.scenes import parse_scenes
 
 #: Rewards that are a process or a connection as soon as they are made.
 _LIVING = ("astrolabe_rewards.worker:ScoringWorker", "astrolabe_rewards.client:RemoteReward")
@@ -54,7 +56,12 @@ def check_prompts(run: Run, absent: Collection[str] = ()) -> None:
         SuiteError: If VBench's list cannot be read.
     """
     if "rollout.prompts" not in absent:
-        prompt_list(run.rollout.prompts, "rollout.prompts")
+        scripts = prompt_list(run.rollout.prompts, "rollout.prompts")
+        for number, script in enumerate(scripts if run.rollout.scene_windows else (), start=1):
+            try:
+                parse_scenes(script)
+            except ValueError as error:
+                raise ConfigError(f"rollout.prompts, prompt {number}: {error}") from error
     if run.evaluation.at_end and "evaluation.prompts" not in absent:
         make_suite(run)
 
