@@ -320,7 +320,7 @@ def test_what_cannot_end_well_is_refused_before_anything_is_scored(
         score(folder, **(options | paths))
 
 
-def test_a_report_shows_how_the_rewards_agree(folder, recording):
+def test_a_report_shows_how_the_rewards_agree(folder, recording, capsys):
     write_mp4(folder / "a3.mp4", noise(num_frames=3), 8)
     (folder / "broken.mp4").write_bytes(b"")
     code, said = score(
@@ -330,6 +330,9 @@ def test_a_report_shows_how_the_rewards_agree(folder, recording):
         report=folder.parent / "report",
     )
     assert code == 1
+    assert "2 of 6 videos could not be scored (1 by Recording)." in capsys.readouterr().err
+    (line,) = [line for line in said if "a3.mp4" in line]
+    assert line.endswith("Recording n/a")
     assert said[-1].endswith("agreement.html")
     report = json.loads((folder.parent / "report" / "agreement.json").read_text())
     assert report["videos"] == 5

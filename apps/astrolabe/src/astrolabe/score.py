@@ -238,10 +238,9 @@ def _summary(results: Sequence[Scored], names: Sequence[str]) -> str:
     failed = sum(bool(result.error) for result in results)
     read = [result.scores for result in results if result.scores]
     lacking = {name: sum(math.isnan(scores[name]) for scores in read) for name in names}
-    parts = [f"{count} by {name}" for name, count in lacking.items() if count]
-    if unread := len(results) - len(read):
-        parts.append(f"{unread} could not be read")
-    return f"{failed} of {len(results)} videos could not be scored ({', '.join(parts)})."
+    parts = ", ".join(f"{count} by {name}" for name, count in lacking.items() if count)
+    by = f" ({parts})" if parts else ""
+    return f"{failed} of {len(results)} videos could not be scored{by}."
 
 
 def _number(score: float) -> float | None:
