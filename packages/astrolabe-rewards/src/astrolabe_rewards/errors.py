@@ -1,6 +1,9 @@
 """The errors of this package that are no plain ``ValueError`` or ``TypeError``."""
 
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # errors are named where torch must not be imported yet
+    from torch import Tensor
 
 
 class WeightsError(FileNotFoundError):
@@ -15,7 +18,7 @@ class UnscoredError(ValueError):
         scores: All that it answered, float32 ``[N]``.
     """
 
-    def __init__(self, what: str, scores: Tensor) -> None:
+    def __init__(self, what: str, scores: "Tensor") -> None:
         super().__init__(
             f"{what}. Look at these videos, or set on_error='invalid' in CompositeReward to leave "
             "them out."
