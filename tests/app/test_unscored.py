@@ -178,6 +178,7 @@ def evaluated(run, folder, out, said):
     return evaluate(folder, run, said.append, out=out)
 
 
+@pytest.mark.slow
 def test_an_evaluation_keeps_what_is_unscored_as_no_number_and_asks_again(
     trained, tmp_path, monkeypatch, capsys
 ):
