@@ -85,7 +85,10 @@ BROKEN = {
     "audio": (audio_only, "holds no video, only other streams"),
     "empty": (lambda path: path.write_bytes(b""), "cannot be read as a video"),
     "text": (lambda path: path.write_text("no video"), "cannot be read as a video"),
-    "noise": (lambda path: path.write_bytes(os.urandom(5000)), "cannot be read as a video"),
+    "noise": (
+        lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)),
+        "cannot be read as a video",
+    ),
 }
 
 
