@@ -6,8 +6,8 @@ encoder, VAE and the rules of each family. What they film is noise.
     uv run python tools/make_small_weights.py weights
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -86,9 +86,9 @@ def command(family: str, folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("Usage: make_small_weights.py FOLDER")
-    target = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="where they go; made if missing")
+    target = parser.parse_args().folder
     target.mkdir(parents=True, exist_ok=True)
     write(target)
     for name in FAMILIES:
