@@ -4,10 +4,20 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from astrolabe.monitors import disagreement, groups_of, monitor_metrics, spread
+from astrolabe import monitors
+from astrolabe.monitors import groups_of, monitor_metrics
+from astrolabe_objectives.rounding import rounding
 from astrolabe_rewards import Monitors
 
 GROUPS = torch.tensor([0, 0, 0, 1, 1, 1])
+
+
+def disagreement(scores, groups):
+    return monitors.disagreement(scores, groups, rounding(scores))
+
+
+def spread(values, groups):
+    return monitors.spread(values, groups, rounding(values))
 
 
 @pytest.mark.parametrize(
@@ -44,6 +54,15 @@ def test_rounding_disagrees_with_nothing():
     first = torch.tensor([1.0, 2, 3, 1, 2, 3])
     second = torch.tensor([0.5 + 1.2e-7, 0.5 + 6e-8, 0.5, 4, 5, 6])
     assert disagreement(torch.stack([first, second], dim=1), GROUPS) == pytest.approx(0.0)
+
+
+def test_scores_made_in_16_bits_vary_by_no_less_than_these_tell_apart():
+    values = torch.tensor([0.5, 0.5039, 0.5, 1.0, 3.0, 2.0])
+    blur = rounding(values.bfloat16())
+    assert monitors.spread(values[:3], GROUPS[:3], blur[:3]) == 0.0
+    first = torch.tensor([3.0, 2, 1, 4, 5, 6])
+    both = torch.stack([values, first], 1), GROUPS, torch.stack([blur, rounding(first)], 1)
+    assert monitors.disagreement(*both) == pytest.approx(0.5)
 
 
 def batch(windows):

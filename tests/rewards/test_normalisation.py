@@ -4,14 +4,26 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from astrolabe_rewards import CompositeReward
-from astrolabe_rewards.normalisation import by_group, by_moments, merged, standardised
-from astrolabe_rewards.rounding import rounding
+from astrolabe_rewards import CompositeReward, normalisation
+from astrolabe_rewards.normalisation import merged
+from astrolabe_rewards.rounding import as_came, rounding
 
 VALID = torch.ones(8, 1, dtype=torch.bool)
 GROUPS = torch.tensor([0] * 4 + [1] * 4)
 #: Two groups, each of one score but for the last digits of float32.
 JITTER = torch.tensor([0.5 + i * 6e-8 for i in range(4)] + [0.7 + i * 6e-8 for i in range(4)])
+
+
+def by_group(scores, groups, valid):
+    return normalisation.by_group(scores, groups, valid, rounding(scores, scores.dtype))[0]
+
+
+def by_moments(scores, moments):
+    return normalisation.by_moments(scores, moments, rounding(scores, scores.dtype))[0]
+
+
+def standardised(scores, mean, std):
+    return normalisation.standardised(scores, mean, std, rounding(scores, scores.dtype))[0]
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, -1e6])
@@ -60,6 +72,14 @@ def test_rounding_is_that_of_the_precision_in_which_scores_come():
     ones = torch.ones(())
     assert float(rounding(ones, torch.bfloat16)) == 2 * 2**-7
     assert float(rounding(ones, torch.float32)) == 8 * 2**-23
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_scores_are_found_again_in_the_precision_in_which_they_came(dtype):
+    scores = torch.tensor([0.3, -7.0, torch.nan]).to(dtype)
+    found = as_came(scores.float(), rounding(scores, dtype).float())
+    assert found.dtype == dtype
+    assert found[:2].equal(scores[:2])
 
 
 def scorer(batch):

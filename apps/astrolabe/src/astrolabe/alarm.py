@@ -25,7 +25,7 @@ from tensordict import TensorDictBase
 from astrolabe.config import Guard
 from astrolabe.errors import ConfigError
 from astrolabe.monitors import groups_of, spread
-from astrolabe_objectives.rounding import rounding
+from astrolabe_objectives.rounding import rounding, rounding_of
 
 
 class HackingAlarm:
@@ -85,7 +85,8 @@ class HackingAlarm:
         for name in (*self.trained, *self.held_out):
             scores = batch["score", name].float().cpu().reshape(-1)
             known = scores[scores.isfinite()]
-            reading[name] = [float(known.mean()), spread(scores, groups)]
+            blur = rounding_of(batch, ("score", name)).cpu()
+            reading[name] = [float(known.mean()), spread(scores, groups, blur)]
         return self.take(reading)
 
     def take(self, reading: dict[str, list[float]]) -> str:

@@ -13,6 +13,7 @@ from astrolabe.contract import check_reward
 from astrolabe.registry import build
 from astrolabe_objectives import RankDisagreement
 from astrolabe_rewards import CompositeReward
+from astrolabe_rewards.rounding import rounding_key
 from astrolabe_rewards.whole_video import WholeVideo
 
 REWARD = ("next", "reward")
@@ -88,7 +89,11 @@ def build_disagreement(run: Run) -> TensorDictModuleBase:
     if settings.primary != TOTAL:
         return select
     # The selector compares scores; the weighted sum joins them under its own name.
-    total = TensorDictModule(Tensor.clone, in_keys=[REWARD], out_keys=[(SCORE, TOTAL)])
+    total = TensorDictModule(
+        lambda reward, blur: (reward.clone(), blur.clone()),
+        in_keys=[REWARD, rounding_key(REWARD)],
+        out_keys=[(SCORE, TOTAL), rounding_key((SCORE, TOTAL))],
+    )
     return TensorDictSequential(total, select)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from astrolabe_objectives.batch import group_ids
 from astrolabe_objectives.ranks import average_ranks
-from astrolabe_objectives.rounding import tied
+from astrolabe_objectives.rounding import rounding_of, tied
 from astrolabe_rewards.monitors import FIGURES, diversity, drift
 
 MONITOR = "monitor"
@@ -35,11 +35,13 @@ def monitor_metrics(batch: TensorDictBase, rewards: Iterable[str]) -> dict[str, 
     """
     groups = groups_of(batch)
     thumbnails = batch[THUMBNAIL].cpu()  # [N, T, 768]
-    scores = [batch["score", name].float().cpu().reshape(-1) for name in rewards]
+    named = [("score", name) for name in rewards]
+    scores = torch.stack([batch[key].float().cpu().reshape(-1) for key in named], dim=1)
+    blur = torch.stack([rounding_of(batch, key).cpu() for key in named], dim=1)
     metrics = {name: float(batch[MONITOR, name].mean()) for name in FIGURES}
     metrics["diversity"] = diversity(thumbnails.flatten(0, 1), groups)
     metrics["drift"] = drift(thumbnails) if thumbnails.shape[1] > 1 else math.nan
-    metrics["disagreement"] = disagreement(torch.stack(scores, dim=1), groups)
+    metrics["disagreement"] = disagreement(scores, groups, blur)
     return {f"{MONITOR}/{name}": value for name, value in metrics.items() if value == value}
 
 
@@ -50,29 +52,30 @@ def groups_of(batch: TensorDictBase) -> Tensor:
     return inverse
 
 
-def disagreement(scores: Tensor, groups: Tensor) -> float:
+def disagreement(scores: Tensor, groups: Tensor, blur: Tensor) -> float:
     """1 - mean Spearman correlation between two rewards inside a group.
 
     Args:
         scores: ``[n, K]``; two rewards are compared over the videos that both have scored.
         groups: int64 ``[n]``.
+        blur: What in each score may be rounding, ``[n, K]``.
 
     Returns:
         0 (one order) to 2 (opposite orders); NaN if no group has two rewards that vary.
     """
     found = []
-    for members in split(scores, groups):
-        for pair in combinations(members.unbind(1), 2):
-            both = torch.stack(pair, dim=1)
-            both = both[both.isfinite().all(dim=1)]
-            ranks = average_ranks(both, torch.zeros(len(both)))  # [g, 2]
+    for members, blurs in zip(split(scores, groups), split(blur, groups), strict=True):
+        for pair in combinations(range(members.shape[1]), 2):
+            known = members[:, pair].isfinite().all(dim=1)
+            both = members[known][:, pair]
+            ranks = average_ranks(both, torch.zeros(len(both)), blurs[known][:, pair])  # [g, 2]
             ranks = ranks - ranks.mean(0)
             size = ranks.norm(dim=0)
             found.append(ranks.prod(1).sum() / size.prod())  # NaN where one is constant
     return 1.0 - float(torch.stack(found).nanmean()) if found else math.nan
 
 
-def spread(values: Tensor, groups: Tensor) -> float:
+def spread(values: Tensor, groups: Tensor, blur: Tensor) -> float:
     """Standard deviation inside groups, pooled over all of them; NaN values are left out.
 
     Values of a group that are equal but for rounding count as equal.
@@ -80,11 +83,13 @@ def spread(values: Tensor, groups: Tensor) -> float:
     Args:
         values: ``[n]``.
         groups: int64 ``[n]``.
+        blur: What in each value may be rounding, ``[n]``.
     """
     known = values.isfinite()
+    members = (split(each[known], groups[known]) for each in (values, blur))
     parts = [
-        torch.zeros_like(part, dtype=torch.float64) if tied(part) else centred(part.double())
-        for part in split(values[known], groups[known])
+        torch.zeros_like(part, dtype=torch.float64) if tied(part, own) else centred(part.double())
+        for part, own in zip(*members, strict=True)
     ]
     return float(torch.cat(parts).square().mean().sqrt()) if parts else math.nan
 

@@ -8,7 +8,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from astrolabe.compose import Parts
-from astrolabe_objectives.rounding import tied
+from astrolabe_objectives.rounding import rounding_of, tied
 
 GROUP = ("prompt", "group")
 SEED = ("prompt", "seed")
@@ -59,7 +59,8 @@ class Extremes:
         for name, weight in self.parts.alarm.trained.items():
             scores = torch.tensor(_means(batch["score", name]))  # [n]
             known = scores[scores.isfinite()]
-            spread = 0.0 if tied(known) else float(known.std(correction=0))
+            blur = rounding_of(batch, ("score", name)).reshape(len(batch), -1).nanmean(dim=1).cpu()
+            spread = 0.0 if tied(known, blur[scores.isfinite()]) else float(known.std(correction=0))
             worth += weight / (self.parts.alarm.units.get(name) or spread or 1.0) * scores
         values: list[float] = worth.tolist()
         return values

@@ -34,6 +34,7 @@ SCORED = "advantage/valid_fraction"
 #: A few numbers a window: what all processes know of each other's videos.
 JUDGED = (
     "score",
+    "rounding",
     "monitor",
     ("prompt", "text"),
     ("prompt", "group"),

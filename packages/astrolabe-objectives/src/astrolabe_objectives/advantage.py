@@ -15,7 +15,7 @@ from astrolabe_objectives.batch import countable, group_ids, read
 from astrolabe_objectives.gather import gather_rows
 from astrolabe_objectives.keys import ADVANTAGE, GROUP, INDEX, REWARD, SCORE, VALID
 from astrolabe_objectives.ranks import average_ranks
-from astrolabe_objectives.rounding import rounding, side_by_side
+from astrolabe_objectives.rounding import rounding, rounding_of, side_by_side
 
 Std = Literal["global", "group", "none"]
 Mode = Literal["reward", "leave_one_out", "rank", "per_reward"]
@@ -25,12 +25,13 @@ class GroupAdvantage(TensorDictModuleBase):
     """Reward relative to the other videos of the same prompt.
 
     Reads ``("prompt","group")``, ``("next","reward")`` (``mode="per_reward"``: ``("score", *)``)
-    and, where present, ``("next","valid")`` and ``("window","index")``; writes ``"advantage"``.
+    and, where present, ``("next","valid")``, ``("window","index")`` and ``("rounding", ...)`` of
+    what is compared; writes ``"advantage"``.
 
     ``A_i = (R_i - mean of its group) / (std + ε)`` (Astrolabe, section 3.3 and table S1). Samples
     that are not valid, or whose reward is not finite, are left out of mean and std and get 0; so do
     the samples of a group whose rewards are all equal, or differ by no more than rounding does in
-    the precision in which they come (`astrolabe_objectives.rounding`).
+    the precision in which they were made (`astrolabe_objectives.rounding`).
 
     Args:
         std: ``"global"``: population standard deviation of all rewards of the batch (table S1);
@@ -118,7 +119,7 @@ class GroupAdvantage(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the advantage, float32 ``[*B, 1]``, into ``tensordict`` and return it."""
         columns = [read(tensordict, key, "GroupAdvantage") for key in self.compared]
-        values, blur = side_by_side([column.reshape(-1) for column in columns])  # [n, rewards]
+        values, blur = side_by_side(tensordict, self.compared)  # [n, rewards]
         ids = group_ids(tensordict, self.group_key, self.index_key, "GroupAdvantage")
         valid = countable(tensordict, self.valid_key, values)
         everyone, own = gather_rows(self.process_group, values, blur, ids, valid)
@@ -256,7 +257,7 @@ def group_statistics(
     reward = read(tensordict, reward_key, "group_statistics").reshape(-1)
     valid = countable(tensordict, valid_key, reward[:, None])
     ids = group_ids(tensordict, group_key, index_key, "group_statistics")
-    groups = _Groups.of(reward, ids, valid, rounding(reward))
+    groups = _Groups.of(reward, ids, valid, rounding_of(tensordict, reward_key))
     several = torch.zeros_like(groups.std).index_add(0, groups.inverse, valid.double()) > 1
     return {
         "advantage/zero_std_fraction": float((groups.std == 0).double().mean()),

@@ -112,7 +112,8 @@ class RankDisagreement(TensorDictModuleBase):
         known: list[str] = sorted(scores.keys())
         # The first column is the primary where that matters.
         names = self._names(known) if self.mode == "selective" else self._compared(known)
-        columns, blur = side_by_side([scores[name].reshape(-1) for name in names])
+        prefix = self.score_key if isinstance(self.score_key, tuple) else (self.score_key,)
+        columns, blur = side_by_side(tensordict, [(*prefix, name) for name in names])
         valid = countable(tensordict, VALID, columns)
         if self.mode == "selective":
             selected = self._select(tensordict, columns, blur, valid)

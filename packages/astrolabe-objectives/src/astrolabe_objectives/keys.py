@@ -10,6 +10,7 @@ GROUP = ("prompt", "group")
 INDEX = ("window", "index")
 LATENTS = ("video", "latents")
 SCORE = "score"
+ROUNDING = "rounding"
 VALID = ("next", "valid")
 REWARD = ("next", "reward")
 ADVANTAGE = "advantage"
@@ -29,8 +30,10 @@ READS = {
     INDEX: "int64 [*B] 0 for the first window of a video",
     LATENTS: "float32 [*B, f, C, h, w] clean latents x0, normalised",
     (SCORE, "*"): "float32 [*B, 1] raw output of one reward model, its own unit, larger is better",
+    (ROUNDING, SCORE, "*"): "float32 [*B, 1] by how much equal scores may differ by rounding",
     VALID: "bool [*B, 1] false where a score could not be had",
     REWARD: "float32 [*B, 1] weighted sum of scores, NaN where it could not be had",
+    (ROUNDING, *REWARD): "float32 [*B, 1] by how much equal rewards may differ by rounding",
     ADVANTAGE: "float32 [*B, 1] reward minus group mean, over a standard deviation",
     SELECTED: "bool [*B, 1] true where rewards disagree and the policy is held back",
     NOISE_SEED: "int64 [*B] seed of a sample's noise level and noise, in [0, 2³²)",

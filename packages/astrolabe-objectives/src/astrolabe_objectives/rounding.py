@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 
 import torch
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
+
+from astrolabe_objectives.keys import ROUNDING
 
 #: Last places by which equal scores may differ: sums in full precision err by a few; what has 16
 #: bits or fewer was computed in more and rounded once.
@@ -30,23 +34,43 @@ def rounding(scores: Tensor) -> Tensor:
     return places * epsilon * scores.double().abs()
 
 
-def side_by_side(columns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def rounding_of(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
+    """Return the rounding of an entry: what ``("rounding", *key)`` says, and at least its own.
+
+    Scores may have been computed in less precision than they are kept in, and terms that cancel
+    leave the rounding of each: whoever casts or adds writes that entry.
+
+    Returns:
+        float64 ``[n]``, the batch flattened.
+    """
+    own = rounding(tensordict.get(key)).reshape(-1)
+    whole = unravel_key(key)
+    said = tensordict.get((ROUNDING, *((whole,) if isinstance(whole, str) else whole)), None)
+    return own if said is None else torch.maximum(own, said.to(own).reshape(-1))
+
+
+def side_by_side(tensordict: TensorDictBase, keys: Sequence[NestedKey]) -> tuple[Tensor, Tensor]:
     """Scores of several rewards, which may come in several precisions.
 
     Args:
-        columns: ``[n]`` of each of K rewards.
+        tensordict: The batch.
+        keys: Entry of each of K rewards.
 
     Returns:
-        The scores, float64 ``[n, K]``, and their `rounding` as they came, ``[n, K]``.
+        The scores, float64 ``[n, K]``, and their `rounding_of` as they came, ``[n, K]``.
     """
     return (
-        torch.stack([column.double() for column in columns], dim=1),
-        torch.stack([rounding(column) for column in columns], dim=1),
+        torch.stack([tensordict.get(key).reshape(-1).double() for key in keys], dim=1),
+        torch.stack([rounding_of(tensordict, key) for key in keys], dim=1),
     )
 
 
-def tied(scores: Tensor) -> bool:
+def tied(scores: Tensor, blur: Tensor | None = None) -> bool:
     """Whether all scores are equal but for rounding, as are none and one; all of them finite.
+
+    Args:
+        scores: Any shape.
+        blur: What in each may be rounding; None: what their precision says.
 
     Example:
         >>> tied(torch.tensor([0.5, 0.5 + 1e-7])), tied(torch.tensor([0.5, 0.5001]))
@@ -55,4 +79,4 @@ def tied(scores: Tensor) -> bool:
     if not scores.numel():
         return True
     low, high = scores.double().aminmax()
-    return bool(high - low <= rounding(scores).max())
+    return bool(high - low <= (rounding(scores) if blur is None else blur).max())

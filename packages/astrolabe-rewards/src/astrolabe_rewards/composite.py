@@ -27,6 +27,7 @@ from astrolabe_rewards.normalisation import (
     standardised,
 )
 from astrolabe_rewards.reward import Reward, check_pixels
+from astrolabe_rewards.rounding import rounding, rounding_key, rounding_of
 from astrolabe_rewards.wire import UnavailableError
 
 if sys.platform != "win32":
@@ -44,7 +45,9 @@ class CompositeReward(TensorDictModuleBase):
 
     Reads ``("video","pixels")``, ``("video","fps")``, ``("prompt","text")`` and, for
     ``normalise="group"``, ``("prompt","group")`` and where present ``("window","index")``; writes
-    ``("score", name)`` of every term (raw), ``("next","valid")`` and ``("next","reward")``.
+    ``("score", name)`` of every term (raw), ``("next","valid")`` and ``("next","reward")``, and
+    under ``"rounding"`` by how much equal scores and rewards may differ: scores may come in 16
+    bits, and terms that cancel leave the rounding of each.
 
     Args:
         rewards: Name to (reward, weight). A reward is a ``Reward``, or any callable that takes a
@@ -114,7 +117,8 @@ class CompositeReward(TensorDictModuleBase):
         self.seconds = dict.fromkeys(rewards, 0.0)
         self.gib = dict.fromkeys(rewards, 0.0)
         self.in_keys = [PIXELS, FPS, TEXT, *([group_key] if normalise == "group" else [])]
-        self.out_keys = [*((SCORE, name) for name in rewards), VALID, REWARD]
+        scores: list[NestedKey] = [(SCORE, name) for name in rewards]
+        self.out_keys = [*scores, VALID, REWARD, *map(rounding_key, (*scores, REWARD))]
         # Count, mean and sum of squared deviations of each term (Welford), for "running".
         self.register_buffer("moments", torch.zeros(len(rewards), 3, dtype=torch.float64))
 
@@ -149,7 +153,9 @@ class CompositeReward(TensorDictModuleBase):
             groups_of(tensordict, self.group_key, self.index_key)
         for name in self.rewards:
             begun, peak = time.perf_counter(), _peak_memory()
-            tensordict.set((SCORE, name), self._scores(name, tensordict))
+            found = self._scores(name, tensordict)  # [*B, 2]
+            tensordict.set((SCORE, name), found[..., :1].contiguous())
+            tensordict.set(rounding_key((SCORE, name)), found[..., 1:].contiguous())
             self.seconds[name] = time.perf_counter() - begun
             self.gib[name] = (_peak_memory() - peak) / 2**30
         return tensordict
@@ -168,24 +174,27 @@ class CompositeReward(TensorDictModuleBase):
         summed = [name for name, weight in self.weights.items() if weight] or list(scored)
         valid = torch.stack([scored[name].isfinite() for name in summed]).all(0)
         normal = self._normalised(scored, valid, tensordict)
-        total = cast(Tensor, sum(self.weights[name] * normal[name] for name in summed))
+        total = cast(Tensor, sum(self.weights[name] * normal[name][0] for name in summed))
+        blur = cast(Tensor, sum(abs(self.weights[name]) * _blur(*normal[name]) for name in summed))
         valid &= total.isfinite()  # the sum of finite numbers may still be too large
         tensordict.set(VALID, valid)
+        tensordict.set(rounding_key(REWARD), torch.where(valid, blur, math.nan).to(total.dtype))
         return tensordict.set(REWARD, torch.where(valid, total, math.nan))
 
     def _normalised(
         self, scored: dict[str, Tensor], valid: Tensor, batch: TensorDictBase
-    ) -> dict[str, Tensor]:
-        """The scores of all terms on the common scale, by name."""
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """The scores of all terms on the common scale, and the rounding of these, by name."""
+        blurs = {name: rounding_of(batch, (SCORE, name)) for name in scored}
         if self.normalise == "fixed":
             return {
-                name: standardised(scores, *self.statistics[name])
+                name: standardised(scores, *self.statistics[name], blurs[name])
                 for name, scores in scored.items()
             }
         if self.normalise == "group":
             groups = groups_of(batch, self.group_key, self.index_key)
             return {
-                name: by_group(scores, groups, valid & scores.isfinite())
+                name: by_group(scores, groups, valid & scores.isfinite(), blurs[name])
                 for name, scores in scored.items()
             }
         if self.normalise == "running":
@@ -194,15 +203,16 @@ class CompositeReward(TensorDictModuleBase):
             for index, scores in enumerate(scored.values() if self.training else ()):
                 moments[index] = merged(moments[index], scores[valid & scores.isfinite()])
             return {
-                name: by_moments(scores, own)
+                name: by_moments(scores, own, blurs[name])
                 for (name, scores), own in zip(scored.items(), moments, strict=True)
             }
-        return scored
+        return {name: (scores, blurs[name]) for name, scores in scored.items()}
 
     def _scores(self, name: str, batch: TensorDictBase) -> Tensor:
-        """Scores of one term, float32 [*B, 1]; NaN where it failed and failures are allowed."""
+        """Scores of one term and their rounding; NaN where it failed and failures are allowed."""
         if self.on_error == "raise":
-            scores = self._call(name, batch)
+            found = self._call(name, batch)
+            scores = found[..., :1]
             bad = (~torch.isfinite(scores)).flatten().nonzero().flatten().tolist()
             if bad:
                 raise UnscoredError(
@@ -210,7 +220,7 @@ class CompositeReward(TensorDictModuleBase):
                     "finite",
                     scores,
                 )
-            return scores
+            return found
         # An infinite score is as useless as none: both are told apart from scores by NaN alone.
         return self._patiently(name, batch).nan_to_num(math.nan, math.nan, math.nan)
 
@@ -222,7 +232,7 @@ class CompositeReward(TensorDictModuleBase):
             raise
         except UnavailableError as error:  # asking for each video would take as many time-outs
             _log.warning("%s gave no answer (%s); the whole batch is invalid", name, error)
-            return torch.full((*batch.batch_size, 1), math.nan, device=batch.get(PIXELS).device)
+            return torch.full((*batch.batch_size, 2), math.nan, device=batch.get(PIXELS).device)
         except Exception as error:
             _log.warning("%s failed on a batch (%s); scoring video by video", name, error)
         flat = batch.reshape(-1)
@@ -234,11 +244,14 @@ class CompositeReward(TensorDictModuleBase):
                 raise
             except Exception as error:
                 _log.warning("%s could not score video %d: %s", name, index, error)
-                rows.append(torch.full((1, 1), math.nan, device=batch.get(PIXELS).device))
-        return torch.cat(rows).reshape(*batch.batch_size, 1)
+                rows.append(torch.full((1, 2), math.nan, device=batch.get(PIXELS).device))
+        return torch.cat(rows).reshape(*batch.batch_size, 2)
 
     def _call(self, name: str, batch: TensorDictBase) -> Tensor:
-        """Run one term on a shallow copy, so that it leaves nothing else behind."""
+        """Scores of one term and their rounding, float32 [*B, 2].
+
+        It runs on a shallow copy, so that it leaves nothing else behind.
+        """
         term = self.rewards[name]
         count = batch.batch_size.numel()
         try:
@@ -249,7 +262,7 @@ class CompositeReward(TensorDictModuleBase):
             if self.on_error == "invalid" and name not in self._told:
                 self._told.add(name)
                 _log.warning("%s; these and later ones are left out (told once)", error.what)
-            return error.scores.to(batch.get(PIXELS).device).reshape(*batch.batch_size, 1)
+            return _beside(error.scores.to(batch.get(PIXELS).device), None, batch.batch_size)
         key: NestedKey = term.out_keys[0] if isinstance(term, Reward) else (SCORE, name)
         scores = out.get(key, None) if isinstance(out, TensorDictBase) else None
         if scores is None:
@@ -258,7 +271,21 @@ class CompositeReward(TensorDictModuleBase):
                 "Let it set that entry, or list it under the name that it writes."
             )
         found = check_scores(f"CompositeReward: {name!r}", scores, count)
-        return found.reshape(*batch.batch_size, 1)
+        return _beside(found, out.get(rounding_key(key), None), batch.batch_size)
+
+
+def _beside(scores: Tensor, said: Tensor | None, shape: torch.Size) -> Tensor:
+    """Scores and their rounding in float32, ``[*shape, 2]``."""
+    blur = rounding(scores, scores.dtype)
+    if said is not None:
+        blur = torch.maximum(blur, said.to(blur).reshape(blur.shape))
+    both = torch.stack([scores.to(torch.float32), blur.to(scores.device, torch.float32)], dim=-1)
+    return both.reshape(*shape, 2)
+
+
+def _blur(normal: Tensor, blur: Tensor) -> Tensor:
+    """By how much equal terms of the sum may differ, the rounding of the sum itself included."""
+    return torch.maximum(blur, rounding(normal, normal.dtype))
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -81,7 +81,7 @@ def check_made(reward: object) -> None:
 
 
 def check_scores(who: str, scores: object, count: int, *, flat: bool = False) -> Tensor:
-    """Return scores in float32, if they are one floating number for each video.
+    """Return scores in float32 or the 16 bits they have, if they are one number for each video.
 
     Args:
         who: Gave them, for the message.
@@ -106,7 +106,9 @@ def check_scores(who: str, scores: object, count: int, *, flat: bool = False) ->
             f"{who} returned shape {tuple(scores.shape)} for {count} videos. "
             f"Return one number per video: shape ({count},)."
         )
-    return scores.detach().to(torch.float32)
+    scores = scores.detach()
+    # What 16 bits round away is no signal: whoever casts says how much it is (`rounding`).
+    return scores if scores.dtype.itemsize == 2 else scores.to(torch.float32)
 
 
 def _own_classes(kind: type, base: type) -> list[type]:

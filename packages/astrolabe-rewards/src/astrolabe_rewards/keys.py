@@ -13,6 +13,7 @@ FPS = ("video", "fps")
 OVERVIEW = ("video", "overview")
 OVERVIEW_FPS = ("video", "overview_fps")
 SCORE = "score"
+ROUNDING = "rounding"
 MONITOR = "monitor"
 VALID = ("next", "valid")
 REWARD = ("next", "reward")
@@ -28,8 +29,10 @@ READS = {
 }
 WRITES = {
     (SCORE, "*"): "float32 [*B, 1] raw output of one reward model, its own unit, larger is better",
+    (ROUNDING, SCORE, "*"): "float32 [*B, 1] by how much equal scores may differ by rounding",
     VALID: "bool [*B, 1] false where a score could not be had",
     REWARD: "float32 [*B, 1] weighted sum of scores, NaN where it could not be had",
+    (ROUNDING, *REWARD): "float32 [*B, 1] by how much equal rewards may differ by rounding",
     (MONITOR, "brightness"): "float32 [*B, 1] mean luma, 0 to 1",
     (MONITOR, "saturation"): "float32 [*B, 1] mean of largest minus least of R, G, B, 0 to 1",
     (MONITOR, "sharpness"): "float32 [*B, 1] mean size of the gradient of luma, per pixel",

@@ -18,23 +18,34 @@ Statistics = Mapping[str, tuple[float, float]]
 _STD_FLOOR = 1e-4  # a term that does not vary must not be blown up
 
 
-def by_moments(scores: Tensor, moments: Tensor) -> Tensor:
-    """Return ``(scores - mean) / std`` of everything seen so far.
+def by_moments(scores: Tensor, moments: Tensor, blur: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``(scores - mean) / std`` of everything seen so far, and the rounding of it.
 
     Args:
         scores: float32 ``[*B, 1]``.
         moments: float64 ``[3]``: count, mean and sum of squared deviations.
+        blur: `rounding` of the scores, float64 ``[*B, 1]``.
     """
     count, mean, squares = map(float, moments)
     std = math.sqrt(squares / count) if count else 1.0
-    return standardised(scores, mean, max(std, _STD_FLOOR))
+    return standardised(scores, mean, max(std, _STD_FLOOR), blur)
 
 
-def standardised(scores: Tensor, mean: float, std: float) -> Tensor:
-    """Return ``(scores - mean) / std``; 0 where a score differs from the mean by rounding alone."""
+def standardised(scores: Tensor, mean: float, std: float, blur: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``(scores - mean) / std``, 0 where the gap is rounding alone, and the rounding of it.
+
+    Args:
+        scores: float32 ``[*B, 1]``.
+        mean: What is taken off.
+        std: What is divided by.
+        blur: `rounding` of the scores, float64 ``[*B, 1]``.
+    """
     gaps = scores.double() - mean  # in float32 the mean itself would be rounded
-    blur = float(rounding(torch.tensor(mean, dtype=torch.float64), scores.dtype))
-    return (torch.where(gaps.abs() <= blur, 0.0, gaps) / max(std, blur)).to(scores.dtype)
+    least = rounding(torch.tensor(mean, dtype=torch.float64), scores.dtype).to(blur)
+    blur = torch.maximum(blur, least)
+    unit = blur.clamp(min=std)
+    normal = torch.where(gaps.abs() <= blur, 0.0, gaps) / unit
+    return normal.to(scores.dtype), blur / unit
 
 
 def merged(moments: Tensor, values: Tensor) -> Tensor:
@@ -56,16 +67,20 @@ def merged(moments: Tensor, values: Tensor) -> Tensor:
     )
 
 
-def by_group(scores: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
-    """Return ``(scores - mean) / std`` of the valid videos of each group, population std.
+def by_group(scores: Tensor, groups: Tensor, valid: Tensor, blur: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``(scores - mean) / std`` of the valid videos of each group, and the rounding of it.
+
+    The standard deviation is that of the population.
 
     Args:
         scores: float32 ``[*B, 1]``.
         groups: int64 ``[n]`` from `groups_of`.
         valid: bool ``[*B, 1]``; the others are left out and get 0.
+        blur: `rounding` of the scores, float64 ``[*B, 1]``.
 
     Returns:
-        float32 ``[*B, 1]``; 0 in a group whose scores are all equal but for rounding.
+        float32 ``[*B, 1]``, 0 in a group whose scores are all equal but for rounding; and by how
+        much equal ones of these may differ, float64 ``[*B, 1]``.
     """
     # On the CPU: the order of a sum on a GPU is not fixed, and a resumed run must repeat it.
     counted = valid.reshape(-1).cpu()
@@ -73,14 +88,16 @@ def by_group(scores: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
     zeros = torch.zeros(len(values), dtype=torch.float64)  # no more groups than videos
     sizes = zeros.index_add(0, groups, counted.double()).clamp(min=1)
     means = zeros.index_add(0, groups, values) / sizes
-    blur = torch.where(counted, rounding(scores.reshape(-1).cpu(), scores.dtype), 0.0)
+    own = torch.where(counted, blur.reshape(-1).cpu(), 0.0)
     tied = _range(values[counted], groups[counted], zeros) <= zeros.scatter_reduce(
-        0, groups, blur, "amax"
+        0, groups, own, "amax"
     )
     gaps = torch.where(counted & ~tied[groups], values - means[groups], 0.0)
     stds = (zeros.index_add(0, groups, gaps.square()) / sizes).sqrt()
-    normal = gaps / stds[groups].clamp(min=_STD_FLOOR)
-    return normal.float().reshape(scores.shape).to(scores.device)
+    unit = stds[groups].clamp(min=_STD_FLOOR)
+    normal = (gaps / unit).float().reshape(scores.shape).to(scores.device)
+    left = torch.where(tied[groups], 0.0, own / unit)  # ties are 0 exactly
+    return normal, left.reshape(blur.shape).to(blur.device)
 
 
 def _range(values: Tensor, groups: Tensor, zeros: Tensor) -> Tensor:

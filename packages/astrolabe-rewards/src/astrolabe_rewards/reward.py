@@ -12,6 +12,7 @@ from torch import Tensor
 from astrolabe_rewards.declared import check_declared, check_scores
 from astrolabe_rewards.errors import RewardError, UnscoredError
 from astrolabe_rewards.keys import FPS, PIXELS, SCORE, TEXT
+from astrolabe_rewards.rounding import rounding, rounding_key
 
 
 def check_pixels(pixels: Tensor, name: str) -> None:
@@ -56,8 +57,10 @@ class Reward(TensorDictModuleBase):
     """One number per video: larger is better.
 
     Reads ``("video","pixels")``, ``("video","fps")`` and, if ``needs_text``, ``("prompt","text")``;
-    writes ``("score", name)``. A subclass declares what it is by the class attributes below, of
-    which it must give the first two, and writes ``score``. One with a constructor calls this one's.
+    writes ``("score", name)`` and, of scores that come in 16 bits, ``("rounding", "score", name)``:
+    by how much two of them may differ and be equal. A subclass declares what it is by the class
+    attributes below, of which it must give the first two, and writes ``score``. One with a
+    constructor calls this one's.
 
     Attributes:
         name: Second element of the key that is written.
@@ -124,7 +127,8 @@ class Reward(TensorDictModuleBase):
             fps: float32 ``[N]``, frames per second.
 
         Returns:
-            float32 ``[N]``, finite (``may_fail``: or NaN), on any device.
+            Floating numbers ``[N]`` in the precision in which they were computed, finite
+            (``may_fail``: or NaN), on any device.
         """
         raise NotImplementedError(f"{type(self).__name__} is a Reward without a score method.")
 
@@ -160,6 +164,9 @@ class Reward(TensorDictModuleBase):
         else:
             with torch.inference_mode():
                 scores = self._call_score(pixels.flatten(0, len(shape) - 1), prompts, fps)
+        if scores.dtype.itemsize < 4:
+            blur = rounding(scores, scores.dtype).to(pixels.device, torch.float32).clone()
+            tensordict.set(rounding_key(self.out_keys[0]), blur.reshape(*shape, 1))
         # The copy is an ordinary tensor: one made in inference mode cannot take part in a loss.
         scores = scores.to(device=pixels.device, dtype=torch.float32).clone()
         return tensordict.set(self.out_keys[0], scores.reshape(*shape, 1))
@@ -210,7 +217,7 @@ class Reward(TensorDictModuleBase):
         return [str(text) for text in flat]
 
     def _call_score(self, pixels: Tensor, prompts: list[str] | None, fps: Tensor) -> Tensor:
-        """The checked scores of videos, float32 ``[N]``."""
+        """The checked scores of videos, ``[N]``."""
         try:
             scores = self.score(pixels, prompts, fps)
         except (TypeError, AttributeError) as error:
@@ -223,7 +230,7 @@ class Reward(TensorDictModuleBase):
         return self._check_scores(scores, len(pixels))
 
     def _check_scores(self, scores: object, count: int) -> Tensor:
-        """Scores in float32; refused if they are of another shape, or not finite without leave."""
+        """Scores as they came; refused if of another shape, or not finite without leave."""
         found = check_scores(f"{self.name}: score", scores, count, flat=True)
         refused = found.isinf() if self.may_fail else ~found.isfinite()
         bad = refused.nonzero().flatten().tolist()

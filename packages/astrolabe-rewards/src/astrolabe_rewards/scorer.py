@@ -14,6 +14,7 @@ from astrolabe_rewards.declared import check_scores
 from astrolabe_rewards.errors import UnscoredError
 from astrolabe_rewards.keys import FPS, PIXELS, SCORE, TEXT
 from astrolabe_rewards.reward import Reward
+from astrolabe_rewards.rounding import as_came, rounding_key
 from astrolabe_rewards.wire import Request, WireError
 
 Scorer: TypeAlias = Callable[[TensorDictBase], TensorDictBase]
@@ -85,7 +86,7 @@ def scores_of(scorer: Scorer, name: str, request: Request) -> Tensor:
         request: n videos.
 
     Returns:
-        float32 ``[n]`` on the CPU.
+        ``[n]`` on the CPU, in float32 or the 16 bits in which they came.
 
     Raises:
         KeyError: If the callable does not write its score.
@@ -94,10 +95,13 @@ def scores_of(scorer: Scorer, name: str, request: Request) -> Tensor:
     batch = TensorDict(batch_size=[len(request)])
     batch[PIXELS], batch[FPS], batch[TEXT] = request.pixels, request.fps, request.prompts
     key: NestedKey = scorer.out_keys[0] if isinstance(scorer, Reward) else (SCORE, name)
+    blur = None
     try:
-        scores = scorer(batch).get(key, None)
+        scored = scorer(batch)
+        scores, blur = scored.get(key, None), scored.get(rounding_key(key), None)
     except UnscoredError as error:  # whoever asked decides what to make of NaN
         scores = error.scores
     if scores is None:
         raise KeyError(f"the scorer did not write {key}. Let it set that entry of the batch.")
-    return check_scores("the scorer", scores, len(request)).cpu().reshape(-1)
+    found = check_scores("the scorer", scores, len(request))
+    return (found if blur is None else as_came(found, blur)).cpu().reshape(-1)

@@ -8,6 +8,7 @@ from tensordict.nn import TensorDictModuleBase
 from astrolabe_rewards.errors import RewardError
 from astrolabe_rewards.keys import FPS, OVERVIEW, OVERVIEW_FPS, PIXELS, SCORE
 from astrolabe_rewards.reward import Reward
+from astrolabe_rewards.rounding import rounding_key
 
 
 class WholeVideo(TensorDictModuleBase):
@@ -45,4 +46,7 @@ class WholeVideo(TensorDictModuleBase):
         key: NestedKey = own[0]
         if scored.get(key, None) is None:
             raise RewardError(f"WholeVideo: the reward did not write {key}. Let it set that entry.")
+        blur = scored.get(rounding_key(key), None)
+        if blur is not None:
+            tensordict.set(rounding_key(self.out_keys[0]), blur)
         return tensordict.set(self.out_keys[0], scored[key])

@@ -4,8 +4,9 @@ The same bytes go through shared memory (`worker`) and over HTTP (`client`, `ser
 
 - request: ``fps`` float32 ``[n]``, ``pixels`` uint8 ``[n, F, 3, H, W]``; metadata ``schema`` and
   ``prompts``, a JSON list of n texts;
-- answer: ``scores`` float32 ``[n]``, bit for bit; metadata ``schema``, ``fingerprint`` of the
-  reward, and ``errors``, a JSON list with a text for each video that has no score, else null.
+- answer: ``scores`` float32 ``[n]``, or the 16 bits in which they came, bit for bit; metadata
+  ``schema``, ``fingerprint`` of the reward, and ``errors``, a JSON list with a text for each video
+  that has no score, else null.
 
 Any program that writes safetensors can ask. The files are read and written here and not by the
 safetensors library, because that one copies every tensor and drops the metadata of what is in
@@ -25,7 +26,12 @@ from torch import Tensor
 SCHEMA: Final = 1
 #: Largest header, bytes; it holds the prompts.
 HEADER_LIMIT: Final = 2**24
-_DTYPES: Final = {"U8": torch.uint8, "F32": torch.float32}
+_DTYPES: Final = {
+    "U8": torch.uint8,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 _NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -73,7 +79,7 @@ class Request:
         Raises:
             WireError: If it is malformed or of another schema.
         """
-        tensors, metadata = _unpack(data, {"fps": torch.float32, "pixels": torch.uint8})
+        tensors, metadata = _unpack(data, {"fps": (torch.float32,), "pixels": (torch.uint8,)})
         pixels, fps = tensors["pixels"], tensors["fps"]
         if pixels.ndim != 5 or pixels.shape[2] != 3 or 0 in pixels.shape:
             raise WireError(f"pixels have shape {tuple(pixels.shape)}, not [n, F, 3, H, W].")
@@ -91,7 +97,7 @@ class Answer:
     """What came of a request.
 
     Attributes:
-        scores: float32 ``[n]``; NaN for a video that could not be scored.
+        scores: float32, float16 or bfloat16 ``[n]``; NaN for a video that could not be scored.
         errors: n times None, or why there is no score.
         fingerprint: Of the reward that gave them.
     """
@@ -116,7 +122,9 @@ class Answer:
         Raises:
             WireError: If it is malformed, of another schema, or for another number of videos.
         """
-        tensors, metadata = _unpack(data, {"scores": torch.float32})
+        tensors, metadata = _unpack(
+            data, {"scores": (torch.float32, torch.float16, torch.bfloat16)}
+        )
         if tuple(tensors["scores"].shape) != (count,):
             shape = tuple(tensors["scores"].shape)
             raise WireError(f"scores have shape {shape} for {count} videos.")
@@ -148,7 +156,7 @@ def _pack(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> list[memor
 
 
 def _unpack(
-    data: bytearray | mmap.mmap, wanted: Mapping[str, torch.dtype]
+    data: bytearray | mmap.mmap, wanted: Mapping[str, tuple[torch.dtype, ...]]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The wanted tensors as views of ``data``, and the metadata; the schema is checked first."""
     header, start = _header(data)
@@ -163,7 +171,7 @@ def _unpack(
     if header.keys() != wanted.keys():
         raise WireError(f"there are tensors {sorted(header)}, not {sorted(wanted)}.")
     return {
-        name: _view(data, start, name, header[name], dtype) for name, dtype in wanted.items()
+        name: _view(data, start, name, header[name], dtypes) for name, dtypes in wanted.items()
     }, metadata
 
 
@@ -186,11 +194,13 @@ def _view(
     start: int,
     name: str,
     entry: Any,  # Any: JSON
-    dtype: torch.dtype,
+    dtypes: tuple[torch.dtype, ...],
 ) -> Tensor:
     """One tensor, after all that its entry says has been checked against the bytes there are."""
-    if not isinstance(entry, dict) or _DTYPES.get(str(entry.get("dtype"))) != dtype:
-        raise WireError(f"{name} is {entry!r:.200}, not of dtype {_NAMES[dtype]}.")
+    dtype = _DTYPES.get(str(entry.get("dtype"))) if isinstance(entry, dict) else None
+    if dtype is None or dtype not in dtypes:
+        allowed = " or ".join(_NAMES[each] for each in dtypes)
+        raise WireError(f"{name} is {entry!r:.200}, not of dtype {allowed}.")
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
         raise WireError(f"{name} has shape {shape!r:.200} and data_offsets {offsets!r:.200}.")
