@@ -1,18 +1,23 @@
 """What training refuses, its dry run and `plan` refuse; a plan counts every reward."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 
 from astrolabe.checks import check_model, check_prompts, check_settings, check_terms
+from astrolabe.compose import compose
 from astrolabe.errors import ConfigError
+from astrolabe.fit import check_scenes
 from astrolabe.load import load
 from astrolabe.plan import Question, plan
 from astrolabe.plan_memory import GIB
 from astrolabe.plan_rewards import reward_needs
+from astrolabe.prompts import prompt_list
 from astrolabe_eval import SuiteError
 from astrolabe_rewards import Reward
 from astrolabe_rollout.errors import PromptFileError
+from astrolabe_rollout.tiny import load_tiny
 
 OFF = "evaluation.at_end=false"
 
@@ -142,6 +147,49 @@ def test_scripts_of_scenes_are_read_at_the_start(tmp_path):
     check_prompts(load(["tiny"], changes))  # whole prompts
     with pytest.raises(ConfigError, match=r"rollout\.prompts, prompt 2: "):
         check_prompts(load(["tiny"], [*changes, "rollout.scene_windows=1"]))
+
+
+SCENES = {
+    "keep": ([], "the trained window 1, 'it runs', comes after frames of 'a cat'"),
+    "flush": ([], r"the trained window 1, .* \(switch 'flush'\)"),
+    "keep, sink": (["start=choice", "starts=[3]", "length=9"], "window 3, 'it rests', .* 'a cat'"),
+    "recache": (["start=last", "length=3", "commit=each"], "rollout.commit is 'each'"),
+}
+
+
+def film(tmp_path, *overrides):
+    (tmp_path / "p.txt").write_text("a dog\na cat | it runs | it rests\n")
+    given = [f"prompts={tmp_path / 'p.txt'}", "scene_windows=1", "num_frames=3", "windows=2"]
+    return load(["tiny"], [OFF, *(f"rollout.{each}" for each in (*given, *overrides))])
+
+
+@pytest.mark.parametrize("case", SCENES)
+def test_a_prompt_that_changes_where_training_cannot_follow_is_refused(tmp_path, case):
+    overrides, message = SCENES[case]
+    run = film(tmp_path, *overrides)
+    model = replace(load_tiny(), switch=case.split(",")[0])
+    scripts = prompt_list(run.rollout.prompts, "rollout.prompts")
+    check_scenes(run, model, scripts[:1])
+    with pytest.raises(ConfigError, match=message):
+        check_scenes(run, model, scripts)
+    check_scenes(run, replace(model, rebuild=model.geometry.chunk), scripts)
+    check_scenes(replace(run, rollout=replace(run.rollout, scene_windows=0)), model, scripts)
+    if model.switch == "recache":
+        check_scenes(film(tmp_path, *overrides[:-1]), model, scripts)
+        check_scenes(film(tmp_path, "commit=each"), model, scripts)  # no history to share
+    elif case == "keep":
+        check_scenes(film(tmp_path, "scene_windows=2"), model, scripts)
+        for refuse in (lambda: check_model(run, 1), lambda: compose(run), lambda: planned(run)):
+            with pytest.raises(ConfigError, match=message):
+                refuse()
+
+
+def planned(run):
+    given = (f"rollout.{name}" for name in ("prompts", "scene_windows", "num_frames", "windows"))
+    values = (run.rollout.prompts, 1, 3, 2)
+    return plan(
+        Question(["tiny"], [OFF, *(f"{n}={v}" for n, v in zip(given, values, strict=True))])
+    )
 
 
 def test_what_a_judge_refuses_is_refused_at_the_start():

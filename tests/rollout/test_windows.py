@@ -29,6 +29,7 @@ def test_a_choice_waits_until_the_video_is_long_enough():
     assert set(drawn[:100]) == {0}
     assert set(drawn[100:150]) == {0, 3}
     assert set(drawn[150:]) == {0, 3, 9}
+    assert schedule.places == [0, 3, 9]
     assert [schedule.length_at(step) for step in (0, 99, 100, 1000)] == [1, 1, 4, 11]
 
 

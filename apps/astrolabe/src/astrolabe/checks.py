@@ -5,12 +5,11 @@ The same functions serve `train`, its dry run and `plan`, so that none accepts w
 
 from collections.abc import Collection
 
-from astrolabe.compose import window_schedule
 from astrolabe.compose_rewards import build_term
 from astrolabe.config import RewardTerm, Run
 from astrolabe.errors import ConfigError
 from astrolabe.evaluate import make_suite
-from astrolabe.fit import check_fit, check_whole
+from astrolabe.fit import check_fit, check_scenes, check_whole, window_schedule
 from astrolabe.launch_errors import check_world
 from astrolabe.plan_model import blueprint, describable
 from astrolabe.plan_passes import FEW, loss_of
@@ -66,10 +65,15 @@ def check_prompts(run: Run, absent: Collection[str] = ()) -> None:
         make_suite(run)
 
 
-def check_model(run: Run, processes: int) -> None:
+def check_model(run: Run, processes: int, absent: Collection[str] = ()) -> None:
     """Refuse what does not go with the model, which is made without its weights.
 
     Nothing is checked of a model that is neither the embedded one nor of the Wan family.
+
+    Args:
+        run: The settings.
+        processes: Among which a step is shared.
+        absent: As in `check_prompts`.
 
     Raises:
         ConfigError: Names the setting.
@@ -78,6 +82,8 @@ def check_model(run: Run, processes: int) -> None:
         return
     model = blueprint(run.model).build(FEW)
     check_fit(run, model, processes)
+    if run.rollout.scene_windows and "rollout.prompts" not in absent:
+        check_scenes(run, model, prompt_list(run.rollout.prompts, "rollout.prompts"))
     check_whole(run, loss_of(run, model).whole, processes)
 
 

@@ -24,8 +24,7 @@ from astrolabe.compose_rewards import (
 )
 from astrolabe.config import Part, Run
 from astrolabe.contract import check_model, check_objective, try_objective
-from astrolabe.errors import ConfigError
-from astrolabe.fit import check_fit, check_whole
+from astrolabe.fit import check_fit, check_scenes, check_whole, window_schedule
 from astrolabe.gradients import Gradients
 from astrolabe.handover import Handover
 from astrolabe.memory_retry import MicroBatch
@@ -51,7 +50,6 @@ from astrolabe_rollout.model import VideoModel
 from astrolabe_rollout.prompts import GroupSampler
 from astrolabe_rollout.sharding import shard
 from astrolabe_rollout.streaming import StreamingPolicy
-from astrolabe_rollout.windows import WindowSchedule
 
 STEPS = ("steps", "latents")
 
@@ -134,6 +132,7 @@ def compose(run: Run, world: World = ALONE) -> Parts:
     reward = build_reward(run)
     model = build_model(run.model)
     check_fit(run, model, world.size)
+    check_scenes(run, model, prompts)
     network = model.transformer.network
     add_lora(
         network,
@@ -231,26 +230,6 @@ def compose(run: Run, world: World = ALONE) -> Parts:
             weight_decay=run.train.weight_decay,
         ),
     )
-
-
-def window_schedule(run: Run) -> WindowSchedule:
-    """Make the schedule of trained windows.
-
-    Raises:
-        ConfigError: If the windows do not fit into the video, or the curriculum shrinks.
-    """
-    rollout = run.rollout
-    try:
-        return WindowSchedule(
-            windows=rollout.windows,
-            length=rollout.length or rollout.windows,
-            start=rollout.start,
-            starts=rollout.starts,
-            curriculum=rollout.curriculum,
-            seed=run.train.seed,
-        )
-    except ValueError as error:
-        raise ConfigError(f"rollout: {error}") from error
 
 
 def build_policy(run: Run, model: VideoModel, reward: CompositeReward, *, record: bool) -> Policy:

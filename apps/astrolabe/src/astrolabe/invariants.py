@@ -14,7 +14,6 @@ from torch import Tensor
 from astrolabe.compose import Parts
 from astrolabe.config import Run
 from astrolabe.errors import InvariantError
-from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.sampler import prefill
 from astrolabe_rollout.schedule import add_noise, to_x0
 
@@ -94,8 +93,8 @@ def check_context(parts: Parts, batch: TensorDictBase) -> None:
         group = (earlier["prompt", "group"] == row["prompt", "group"]).nonzero()[:, 0].tolist()
         before = int(earlier["window", "index"][0]) * length
         old = earlier["window", "context"][0]
-        known = dict(zip(_frames(before, geometry), old, strict=False))
-        seen, numbers = row["window", "context"], _frames(before + length, geometry)
+        known = dict(zip(geometry.held(before), old, strict=False))
+        seen, numbers = row["window", "context"], geometry.held(before + length)
         if not any(
             all(
                 torch.equal(seen[slot], frames[number])
@@ -110,13 +109,6 @@ def check_context(parts: Parts, batch: TensorDictBase) -> None:
                 f"window {column} of the first video does not begin after frames of that video. "
                 "Look at ('window', 'context') and at what the policy goes on from."
             )
-
-
-def _frames(before: int, geometry: Geometry) -> list[int]:
-    """Numbers of the frames in a context, when so many have been sampled: sink, then the newest."""
-    count = min(before, geometry.context)
-    sink = min(geometry.sink, count)
-    return [*range(sink), *range(before - count + sink, before)]
 
 
 def check_cache(parts: Parts, batch: TensorDictBase) -> None:

@@ -161,8 +161,9 @@ def _check(question: Question, run: Run) -> None:
         )
     check_settings(run, gpus)
     # A plan may be made before the files are there: what is absent is a warning.
-    check_prompts(run, {name for lack in own_lacks(run) for name, _ in lack.settings})
-    check_model(run, gpus)
+    absent = {name for lack in own_lacks(run) for name, _ in lack.settings}
+    check_prompts(run, absent)
+    check_model(run, gpus, absent)
     check_terms(run, offline=True)
 
 

@@ -40,6 +40,11 @@ class Denoiser(TensorDictModuleBase):
             all processes' batches, sorted. A window that only others have is passed with the
             first row of the batch, to no effect on result or gradient.
 
+    The whole context is computed under the window's own prompt. Where a prompt changed before, the
+    sampler of a model that keeps its cache saw older frames under theirs, and one that writes it
+    anew (``switch="recache"``) did so for all frames together and not chunk by chunk: of the
+    embedded model the prediction then differs by a quarter, or by a twentieth to a sixth.
+
     A model that computes its cache anew for every chunk (Krea) is trained on that context too:
     clean chunks that have seen no other. In long videos its sampler encodes the oldest frame of a
     context again, as the first of a video; here it stays the latent that it was.

@@ -66,6 +66,15 @@ class Geometry:
         """Latent frames that a window's first chunk sees besides itself; 0 for a global cache."""
         return 0 if self.window is None else self.window - self.chunk
 
+    def held(self, before: int) -> list[int]:
+        """Numbers of the frames in a context, oldest first, once so many have been sampled.
+
+        The sink comes first, then the newest.
+        """
+        count = min(before, self.context)
+        sink = min(self.sink, count)
+        return [*range(sink), *range(before - count + sink, before)]
+
     def pixel_frames(self, latent_frames: int, first: bool = True) -> int:
         """Pixel frames of so many latent frames; ``first`` if the video starts with them."""
         return self.temporal * latent_frames - (self.temporal - 1 if first else 0)

@@ -68,18 +68,30 @@ class WindowSchedule:
         reached = [length for begin, length in self.curriculum if begin <= step]
         return reached[-1] if reached else self.length
 
+    @property
+    def places(self) -> list[int]:
+        """All windows at which a step may begin to train, rising."""
+        lengths = [length for _, length in self.curriculum] or [self.length]
+        found = {start for length in lengths for start in self._starts(length - self.windows)}
+        return sorted(found)
+
     def start_at(self, step: int) -> int:
         """First trained window in a step."""
-        last = self.length_at(step) - self.windows
-        if self.start == "first":
-            return 0
-        if self.start == "last":
-            return last
-        allowed = list(range(last + 1))
-        if self.start == "choice":
-            allowed = [start for start in self.starts if start in allowed]
+        allowed = self._starts(self.length_at(step) - self.windows)
+        if len(allowed) == 1:
+            return allowed[0]
         generator = torch.Generator().manual_seed(noise_seed(self.seed, step))
         return allowed[int(torch.randint(len(allowed), (), generator=generator))]
+
+    def _starts(self, last: int) -> list[int]:
+        """Where the trained windows may begin in a video that they fit into up to ``last``."""
+        if self.start == "first":
+            return [0]
+        if self.start == "last":
+            return [last]
+        if self.start == "choice":
+            return [start for start in self.starts if 0 <= start <= last]
+        return list(range(last + 1))
 
 
 def prompt_of_window(script: str, window: int, scene_windows: int) -> str:
