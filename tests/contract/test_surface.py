@@ -1,6 +1,9 @@
 """The public names of each package: a new one is a decision, not an accident."""
 
 from importlib import import_module
+from inspect import isclass, isfunction
+from pkgutil import iter_modules
+from types import ModuleType
 
 import pytest
 
@@ -32,5 +35,10 @@ NAMES = {
 def test_public_names_are_these_and_exist(package):
     module = import_module(package)
     assert sorted(module.__all__) == sorted(NAMES[package].split())
+    # A file of that name would take its place as soon as anybody imports it.
+    assert not {each.name for each in iter_modules(module.__path__)} & {*module.__all__}
     for name in module.__all__:
-        getattr(module, name)
+        value = getattr(module, name)
+        assert not isinstance(value, ModuleType), name
+        if isclass(value) or isfunction(value):  # a constant has no name of its own
+            assert value.__name__ == name

@@ -8,7 +8,7 @@ from astrolabe_eval import Evaluation, Suite, SuiteError, compare, paired_interv
 from astrolabe_eval.comparison import compare_many
 from astrolabe_eval.grouping import effective_count, per_prompt
 from astrolabe_eval.pairing import keep_shared
-from astrolabe_eval.win_rate import wilson_interval, win_rate
+from astrolabe_eval.win_rates import wilson_interval, win_rate
 
 SUITE = Suite("demo", ("a", "b", "c", "d"))
 EIGHT = Suite("demo", tuple("abcdefgh"))

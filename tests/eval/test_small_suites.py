@@ -12,7 +12,7 @@ from astrolabe_eval.comparison import compare_many
 from astrolabe_eval.selection import choose
 from astrolabe_eval.statistics import bootstrap_interval
 from astrolabe_eval.subsets import least_prompts, student_quantile
-from astrolabe_eval.win_rate import wilson_interval
+from astrolabe_eval.win_rates import wilson_interval
 
 #: Name to a sampler of numbers with mean 0.
 LAWS = {

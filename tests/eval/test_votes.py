@@ -8,7 +8,7 @@ import pytest
 from astrolabe_eval import Evaluation, Suite, SuiteError, read_mp4
 from astrolabe_eval.errors import VoteError
 from astrolabe_eval.votes import read_votes, write_votes
-from astrolabe_eval.win_rate import wilson_interval
+from astrolabe_eval.win_rates import wilson_interval
 
 COUNT = 12
 

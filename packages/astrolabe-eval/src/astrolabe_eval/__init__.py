@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from astrolabe_eval.vbench_tables import totals_latex, totals_markdown
     from astrolabe_eval.video_io import Mp4Writer, Video, encode_mp4, read_mp4, write_mp4
     from astrolabe_eval.votes import read_votes, write_votes
-    from astrolabe_eval.win_rate import wilson_interval, win_rate
+    from astrolabe_eval.win_rates import wilson_interval, win_rate
 
 _HOMES = {
     "Agreement": "agreement",
@@ -98,8 +98,8 @@ _HOMES = {
     "totals_markdown": "vbench_tables",
     "vbench_suite": "vbench_prompts",
     "verdict": "comparison",
-    "wilson_interval": "win_rate",
-    "win_rate": "win_rate",
+    "wilson_interval": "win_rates",
+    "win_rate": "win_rates",
     "write_agreement": "agreement_report",
     "write_flickering": "flicker",
     "write_mp4": "video_io",

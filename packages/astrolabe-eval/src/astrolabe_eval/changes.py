@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from astrolabe_eval.grouping import independent
 from astrolabe_eval.scoring import TOTAL, Evaluation, Scores
 from astrolabe_eval.statistics import bootstrap_interval
-from astrolabe_eval.win_rate import WinRate, win_rate
+from astrolabe_eval.win_rates import WinRate, win_rate
 
 LEVEL = 0.95
 RESAMPLES = 10_000

@@ -7,7 +7,7 @@ from typing import Final
 from astrolabe_eval.changes import Change, Normalised
 from astrolabe_eval.comparison import Comparison, Verdict, verdict, versions
 from astrolabe_eval.subsets import least_prompts
-from astrolabe_eval.win_rate import WinRate
+from astrolabe_eval.win_rates import WinRate
 
 #: Marks scores that no model was trained on.
 HELD_OUT: Final = "†"

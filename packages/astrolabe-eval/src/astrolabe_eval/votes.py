@@ -28,7 +28,7 @@ from astrolabe_eval.vote_files import (
     read_ballot,
     read_key,
 )
-from astrolabe_eval.win_rate import WinRate, win_rate
+from astrolabe_eval.win_rates import WinRate, win_rate
 
 #: Pairs encoded to estimate how large all would be.
 _PROBES = 4
@@ -124,7 +124,7 @@ def write_votes(
 def read_votes(path: str | Path, key: str | Path) -> VoteResult:
     """Count the votes of all raters.
 
-    Intervals are Wilson's (:func:`win_rate.win_rate`). All votes on one prompt, by several raters
+    Intervals are Wilson's (:func:`win_rates.win_rate`). All votes on one prompt, by several raters
     or with several seeds, count as one trial: a second rater is no second prompt.
 
     Args:
