@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
 
 from astrolabe_rewards import CompositeReward, FlowMQ, Reward, SharpnessVQ, WeightsError
 from astrolabe_rewards.cache import CachedReward
 from astrolabe_rewards.errors import RewardError
+from astrolabe_rewards.whole_video import WholeVideo
 from astrolabe_rewards.wire import UnavailableError
 
 
@@ -421,3 +423,100 @@ def test_a_reward_that_lacks_a_number_undeclared_is_told_of_once_without_advice(
         assert "on_error" not in line
         with pytest.raises(ValueError, match=r"'mute' scored videos \[1, 2\].*on_error='invalid'"):
             CompositeReward({"mute": (term, 1.0)})(make_batch(videos(7, 0, 0, 9)))
+
+
+def latents(batch):
+    return batch.set("look", batch["video", "latents"].mean(-1))
+
+
+def test_a_composite_reads_what_its_terms_read_each_once():
+    class Liked(Reward):
+        name, unit, needs_text = "liked", "1", True
+
+        def score(self, pixels, prompts, fps):
+            return torch.ones(len(pixels))
+
+    def composite(*terms, **options):
+        return CompositeReward({str(i): (term, 1) for i, term in enumerate(terms)}, **options)
+
+    seen, fps, text = ("video", "pixels"), ("video", "fps"), ("prompt", "text")
+    far = WholeVideo(Liked(), "far")
+    renamed = SharpnessVQ().set_keys(pixels="clip", fps="rate")
+    own = TensorDictModule(latents, in_keys=[("video", "latents")], out_keys=["look"])
+    assert composite(SharpnessVQ(), FlowMQ()).in_keys == [seen, fps]
+    assert composite(SharpnessVQ(), Liked()).in_keys == [seen, fps, text]
+    assert composite(renamed, normalise="group").in_keys == ["clip", "rate", ("prompt", "group")]
+    assert composite(far).in_keys == [("video", "overview"), ("video", "overview_fps"), text]
+    assert composite(own, renamed).in_keys == [("video", "latents"), "clip", "rate"]
+    assert composite(first_pixel).in_keys == [seen, fps, text]  # it does not say
+
+
+def test_terms_without_pixels_and_with_an_entry_of_their_own_are_summed():
+    own = TensorDictModule(lambda x: x.mean(-1, keepdim=True), in_keys=["x"], out_keys=["look"])
+    batch = TensorDict({"x": torch.tensor([[1.0, 3.0], [5.0, 5.0]])}, batch_size=[2])
+    found = CompositeReward({"mine": (own, 2.0)})(batch)
+    assert found["next", "reward"].flatten().tolist() == [4.0, 10.0]
+    assert found["score", "mine"].flatten().tolist() == [2.0, 5.0]
+    assert "look" not in found.keys()
+    with pytest.raises(KeyError, match=r"the batch lacks \['x'\].*set_keys"):
+        CompositeReward({"mine": (own, 2.0)})(TensorDict(batch_size=[2]))
+
+
+def test_every_entry_of_a_composite_can_have_another_name(make_batch):
+    terms = {"vq": (SharpnessVQ(), 1.0), "first": (first_pixel, 2.0)}
+    usual = make_batch(videos(1, 4), ["a", "b"])
+    usual["prompt", "group"] = torch.tensor([0, 0])
+    other = TensorDict({"clip": usual["video", "pixels"], "rate": usual["video", "fps"]}, [2])
+    other["words"], other["team"] = ["a", "b"], usual["prompt", "group"]
+    expected = CompositeReward(terms, normalise="group")(usual)
+
+    reads, writes = ["clip", "rate", "words", "team"], [("s", "vq"), "first", "ok", "total"]
+    by_lists = CompositeReward(terms, normalise="group", in_keys=reads, out_keys=writes)
+    by_name = CompositeReward(terms, normalise="group").set_keys(
+        pixels="clip", fps="rate", text="words", group="team", reward="total", valid="ok"
+    )
+    by_name.set_keys(vq=("s", "vq"), first="first")
+    for composite in (by_lists, by_name):
+        assert (composite.in_keys, composite.out_keys) == (reads, writes)
+        found = composite(other.copy())
+        assert torch.equal(found["total"], expected["next", "reward"])
+        assert torch.equal(found["s", "vq"], expected["score", "vq"])
+        assert torch.equal(found["ok"], expected["next", "valid"])
+        assert {*found.keys(True, True)} == {*other.keys(True, True), *writes}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"in_keys": "pixels"}, TypeError, "in_keys is 'pixels'. Give a list"),
+        ({"in_keys": {"a": "b"}}, TypeError, "Give a list of keys"),
+        ({"in_keys": ["a"]}, ValueError, r"in_keys has 1 entries. Give 2 keys, for \[\('video'"),
+        ({"in_keys": ["a", 3]}, TypeError, "in_keys holds 3. A key is a text"),
+        ({"out_keys": ["a", "a", "b"]}, ValueError, "names an entry twice"),
+    ],
+)
+def test_keys_that_are_none_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        CompositeReward({"vq": (SharpnessVQ(), 1.0)}, **options)
+
+
+def test_an_entry_that_there_is_not_cannot_be_renamed():
+    composite = CompositeReward({"vq": (SharpnessVQ(), 1.0)})
+    with pytest.raises(ValueError, match=r"no entry 'pixel'. Did you mean 'pixels'"):
+        composite.set_keys(pixel="clip")
+    with pytest.raises(ValueError, match="names an entry twice"):
+        composite.set_keys(valid=("next", "reward"))
+    with pytest.raises(TypeError, match=r"fps holds \(\)"):
+        composite.set_keys(fps=())
+
+
+def test_scores_that_are_combined_are_one_for_each_video(make_batch):
+    composite = CompositeReward({"first": (first_pixel, 1.0)})
+    batch = make_batch(videos(1, 4))
+    with pytest.raises(KeyError, match=r"lacks \('score', 'first'\)"):
+        composite.combine(batch)
+    batch["score", "first"] = torch.tensor([1.0, 4.0])
+    assert composite.combine(batch)["next", "reward"].tolist() == [[1.0], [4.0]]
+    batch["score", "first"] = torch.ones(2, 2)
+    with pytest.raises(ValueError, match=r"\('score', 'first'\) is torch.float32 \(2, 2\)"):
+        composite.combine(batch)

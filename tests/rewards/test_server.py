@@ -154,8 +154,8 @@ def test_two_hundred_requests_of_eight_threads_at_once_are_not_mixed_up(max_batc
         frames, side = shapes[number % 3]
         pixels = torch.full((1 + number % 2, frames, 3, side, side), number, dtype=torch.uint8)
         words = [str(number), str(number + 1)][: len(pixels)]
-        found = client(make_batch(pixels, words, fps=float(number % 16)))["score", "echo"]
-        expected = [number * 65536 + int(word) * 16 + number % 16 for word in words]
+        found = client(make_batch(pixels, words, fps=1.0 + number % 15))["score", "echo"]
+        expected = [number * 65536 + int(word) * 16 + 1 + number % 15 for word in words]
         return found.flatten().tolist() == expected
 
     with (
@@ -219,13 +219,13 @@ def test_a_cancelled_request_is_not_scored_and_ends_nothing():
 
 def test_a_failure_of_the_scorer_is_that_of_one_video(url, make_batch, caplog):
     pixels = torch.ones(4, 2, 3, 8, 8, dtype=torch.uint8)
-    batch = make_batch(pixels, ["1", "raise it", "exit", "4"], fps=0.0)
+    batch = make_batch(pixels, ["1", "raise it", "exit", "4"], fps=1.0)
     with caplog.at_level(logging.WARNING, "astrolabe_rewards.client"):
         scored = CompositeReward({"echo": (remote(url), 1.0)}, on_error="invalid")(batch)
     assert scored["next", "valid"].flatten().tolist() == [True, False, False, True]
     rewards = scored["next", "reward"].flatten()
     assert rewards.isnan().tolist() == [False, True, True, False]
-    assert rewards[[0, 3]].tolist() == [65552.0, 65600.0]
+    assert rewards[[0, 3]].tolist() == [65553.0, 65601.0]
     assert "echo, video 1: ValueError: no score for raise it" in caplog.text
     assert "echo, video 2: SystemExit" in caplog.text
     assert scores_of(ask(url, prompts=["1"])) == [65554.0]  # the server lives
@@ -235,11 +235,11 @@ def test_a_batch_larger_than_the_server_takes_is_sent_in_parts(make_batch):
     pixels = torch.arange(7, dtype=torch.uint8)[:, None, None, None, None].expand(7, 4, 3, 32, 32)
     echo = Echo()
     with serving({"echo": echo}, max_body=30_000) as address:
-        scored = remote(address)(make_batch(pixels, [str(n) for n in range(7)], fps=0.0))
+        scored = remote(address)(make_batch(pixels, [str(n) for n in range(7)], fps=1.0))
         large = make_batch(torch.zeros(1, 9, 3, 64, 64, dtype=torch.uint8), ["x"])
         with pytest.raises(ValueError, match=r"a video of 0\.1 MiB is more than the server takes"):
             remote(address)(large)
-    assert scored["score", "echo"].flatten().tolist() == [n * 65552 for n in range(7)]
+    assert scored["score", "echo"].flatten().tolist() == [n * 65552 + 1 for n in range(7)]
     assert echo._sizes == [2, 2, 2, 1]
 
 

@@ -2,19 +2,17 @@
 
 import logging
 import math
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self, cast, get_args
 
 import torch
-from tensordict import NestedKey, TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor, nn
 
-from astrolabe_rewards.declared import check_made, check_scores
+from astrolabe_rewards.declared import check_scores
 from astrolabe_rewards.errors import RewardError, UnscoredError, WeightsError
-from astrolabe_rewards.keys import FPS, GROUP, INDEX, PIXELS, REWARD, SCORE, TEXT, VALID
+from astrolabe_rewards.keys import GROUP, INDEX, PIXELS, REWARD, SCORE, VALID
 from astrolabe_rewards.normalisation import (
     Normalise,
     Statistics,
@@ -26,32 +24,31 @@ from astrolabe_rewards.normalisation import (
     nearest,
     standardised,
 )
-from astrolabe_rewards.reward import Reward, check_pixels
-from astrolabe_rewards.rounding import rounding, rounding_key, rounding_of
+from astrolabe_rewards.reward import check_pixels
+from astrolabe_rewards.rounding import rounding_key, rounding_of
+from astrolabe_rewards.terms import beside, blur_of, named_terms, one_of, peak_memory
 from astrolabe_rewards.wire import UnavailableError
-
-if sys.platform != "win32":
-    import resource
-
-Scorer = Callable[[TensorDictBase], TensorDictBase]
+from astrolabe_rewards.wiring import UNDECLARED, Rewired, Scorer, reads, renamed, written_by
 
 _log = logging.getLogger(__name__)
 #: Faults of the set-up, which leaving out single videos would hide.
 _SET_UP = (KeyError, ImportError, WeightsError, RewardError, ConnectionError)
 
 
-class CompositeReward(TensorDictModuleBase):
+class CompositeReward(Rewired):
     """Weighted sum of rewards, ``R = Σ_k w_k · n_k(score_k)``.
 
-    Reads ``("video","pixels")``, ``("video","fps")``, ``("prompt","text")`` and, for
-    ``normalise="group"``, ``("prompt","group")`` and where present ``("window","index")``; writes
-    ``("score", name)`` of every term (raw), ``("next","valid")`` and ``("next","reward")``, and
-    under ``"rounding"`` by how much equal scores and rewards may differ: scores may come in 16
-    bits, and terms that cancel leave the rounding of each.
+    Reads what its terms read and, for ``normalise="group"``, ``("prompt","group")`` and where
+    present ``("window","index")``; writes ``("score", name)`` of every term (raw),
+    ``("next","valid")`` and ``("next","reward")``, and under ``"rounding"`` by how much equal scores
+    and rewards may differ: scores may come in 16 bits, and terms that cancel leave the rounding of
+    each. A term that does not say what it reads may read ``("video","pixels")``,
+    ``("video","fps")`` and ``("prompt","text")``.
 
     Args:
         rewards: Name to (reward, weight). A reward is a ``Reward``, or any callable that takes a
-            TensorDict and writes ``("score", name)`` into it, float ``[*B]`` or ``[*B, 1]``.
+            TensorDict and writes ``("score", name)`` into it, float ``[*B]`` or ``[*B, 1]``; of a
+            module with a single output, such as a ``TensorDictModule``, that one is taken.
             A term of weight 0 is scored and has no part in the sum, nor in whether a video is
             valid.
         normalise: What ``n_k`` is, so that scores of different units can be summed. ``"none"``:
@@ -69,6 +66,10 @@ class CompositeReward(TensorDictModuleBase):
             are errors in either case.
         group_key: Videos are of one group if these are equal, and so are those of ``index_key``.
         index_key: Windows of a video, see ``group_key``.
+        in_keys: Other names for the entries that are read, in the order of ``in_keys`` without
+            this argument. Terms find them under the names that they know. See also `set_keys`.
+        out_keys: Other names for the entries that are written: the score of each term, whether a
+            video is valid, and the reward, in this order.
 
     Attributes:
         seconds: Name to wall seconds of the last call.
@@ -77,8 +78,9 @@ class CompositeReward(TensorDictModuleBase):
             Windows always 0), other threads included. 0 if the call fits under an earlier peak.
 
     Raises:
-        ValueError: If there are no rewards, a weight is not a finite number, or ``statistics`` does
-            not fit.
+        TypeError: If rewards or keys are of another type.
+        ValueError: If there are no rewards, a weight is not a finite number, ``statistics`` does
+            not fit, or there are more or fewer keys than entries.
         RewardError: If a module's constructor does not call that of its base.
     """
 
@@ -93,17 +95,15 @@ class CompositeReward(TensorDictModuleBase):
         on_error: Literal["raise", "invalid"] = "raise",
         group_key: NestedKey = GROUP,
         index_key: NestedKey = INDEX,
+        in_keys: Sequence[NestedKey] | None = None,
+        out_keys: Sequence[NestedKey] | None = None,
     ) -> None:
         super().__init__()
-        if not rewards:
-            raise ValueError(
-                "CompositeReward got no rewards. Give at least one: "
-                "{'sharpness_vq': (SharpnessVQ(), 1.0)}."
-            )
-        _one_of("normalise", normalise, get_args(Normalise))
-        _one_of("on_error", on_error, ("raise", "invalid"))
-        self.weights = {name: _weight(name, entry) for name, entry in rewards.items()}
-        self.rewards: dict[str, Scorer] = {name: entry[0] for name, entry in rewards.items()}
+        terms = named_terms(rewards)
+        one_of("normalise", normalise, get_args(Normalise))
+        one_of("on_error", on_error, ("raise", "invalid"))
+        self.weights = {name: weight for name, (_, weight) in terms.items()}
+        self.rewards: dict[str, Scorer] = {name: reward for name, (reward, _) in terms.items()}
         #: The terms that are modules, so that ``.to`` and ``.state_dict`` reach them.
         self.terms = nn.ModuleDict(
             {name: term for name, term in self.rewards.items() if isinstance(term, nn.Module)}
@@ -113,12 +113,20 @@ class CompositeReward(TensorDictModuleBase):
         self.on_error = on_error
         #: Terms of which it was said that they gave no number.
         self._told: set[str] = set()
-        self.group_key, self.index_key = group_key, index_key
+        self.group_key, self.index_key = unravel_key(group_key), unravel_key(index_key)
         self.seconds = dict.fromkeys(rewards, 0.0)
         self.gib = dict.fromkeys(rewards, 0.0)
-        self.in_keys = [PIXELS, FPS, TEXT, *([group_key] if normalise == "group" else [])]
-        scores: list[NestedKey] = [(SCORE, name) for name in rewards]
-        self.out_keys = [*scores, VALID, REWARD, *map(rounding_key, (*scores, REWARD))]
+        declared = [reads(term) for term in self.rewards.values()]
+        #: What a batch must have: all that terms say they read, pixels of those that say nothing.
+        self._required = [key for keys in declared for key in keys or (PIXELS,)]
+        read = dict.fromkeys(key for keys in declared for key in keys or UNDECLARED)
+        self._wire(
+            "CompositeReward",
+            [*(dict.fromkeys([*read, self.group_key]) if normalise == "group" else read)],
+            [*((SCORE, name) for name in rewards), VALID, REWARD],
+            in_keys,
+            out_keys,
+        )
         # Count, mean and sum of squared deviations of each term (Welford), for "running".
         self.register_buffer("moments", torch.zeros(len(rewards), 3, dtype=torch.float64))
 
@@ -145,19 +153,25 @@ class CompositeReward(TensorDictModuleBase):
             UnscoredError: If (``on_error="raise"``) a score is not finite.
             ValueError: If shapes are wrong.
         """
-        pixels = tensordict.get(PIXELS, None)
-        if pixels is None:
-            raise KeyError(f"CompositeReward: the batch lacks {PIXELS}; it reads {self.in_keys}.")
-        check_pixels(pixels, "CompositeReward")
+        own = self._own()
+        wanted = [own[key] for key in self._required]
+        if missing := [key for key in wanted if tensordict.get(key, None) is None]:
+            raise KeyError(
+                f"CompositeReward: the batch lacks {missing}; it reads {self.in_keys}. Add them, or "
+                "say by set_keys how this batch calls them."
+            )
+        pixels = tensordict.get(own.get(PIXELS, PIXELS), None)
+        if pixels is not None and PIXELS in own:
+            check_pixels(pixels, "CompositeReward")
         if self.normalise == "group":  # refused before minutes are spent
-            groups_of(tensordict, self.group_key, self.index_key)
+            groups_of(tensordict, own[self.group_key], self.index_key)
         for name in self.rewards:
-            begun, peak = time.perf_counter(), _peak_memory()
+            begun, peak = time.perf_counter(), peak_memory()
             found = self._scores(name, tensordict)  # [*B, 2]
-            tensordict.set((SCORE, name), found[..., :1].contiguous())
-            tensordict.set(rounding_key((SCORE, name)), found[..., 1:].contiguous())
+            tensordict.set(self.score_key(name), found[..., :1].contiguous())
+            tensordict.set(rounding_key(self.score_key(name)), found[..., 1:].contiguous())
             self.seconds[name] = time.perf_counter() - begun
-            self.gib[name] = (_peak_memory() - peak) / 2**30
+            self.gib[name] = (peak_memory() - peak) / 2**30
         return tensordict
 
     def combine(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -169,30 +183,61 @@ class CompositeReward(TensorDictModuleBase):
             KeyError: If a score or the groups are missing.
             ValueError: If there is not one group for each video.
         """
-        scored = {name: cast(Tensor, tensordict.get((SCORE, name))) for name in self.rewards}
+        scored = {name: self._scored(name, tensordict) for name in self.rewards}
         # What is only watched says nothing about training; where all is, all of it counts.
         summed = [name for name, weight in self.weights.items() if weight] or list(scored)
         valid = torch.stack([scored[name].isfinite() for name in summed]).all(0)
         normal = self._normalised(scored, valid, tensordict)
         total = cast(Tensor, sum(self.weights[name] * normal[name][0] for name in summed))
-        blur = cast(Tensor, sum(abs(self.weights[name]) * _blur(*normal[name]) for name in summed))
+        blur = cast(
+            Tensor, sum(abs(self.weights[name]) * blur_of(*normal[name]) for name in summed)
+        )
         valid &= total.isfinite()  # the sum of finite numbers may still be too large
-        tensordict.set(VALID, valid)
-        tensordict.set(rounding_key(REWARD), torch.where(valid, blur, math.nan).to(total.dtype))
-        return tensordict.set(REWARD, torch.where(valid, total, math.nan))
+        count = len(self.rewards)
+        valid_key, reward_key = self.out_keys[count : count + 2]
+        tensordict.set(valid_key, valid)
+        blur = torch.where(valid, blur, math.nan).to(total.dtype)
+        tensordict.set(rounding_key(reward_key), blur)
+        return tensordict.set(reward_key, torch.where(valid, total, math.nan))
+
+    def _accompanying(self, written: Sequence[NestedKey]) -> list[NestedKey]:
+        return [rounding_key(key) for key in (*written[:-2], written[-1])]
+
+    def score_key(self, name: str) -> NestedKey:
+        """Return where the score of a term goes."""
+        return self.out_keys[list(self.rewards).index(name)]
+
+    def _scored(self, name: str, batch: TensorDictBase) -> Tensor:
+        """The score of a term that a batch has, ``[*B, 1]``; of ``[*B]`` a sum would be a table."""
+        key, shape = self.score_key(name), (*batch.batch_size, 1)
+        scores = batch.get(key, None)
+        if scores is None:
+            raise KeyError(
+                f"CompositeReward: the batch lacks {key}. Score it before: score(batch)."
+            )
+        if tuple(scores.shape) not in (shape, shape[:-1]) or not scores.is_floating_point():
+            raise ValueError(
+                f"CompositeReward: {key} is {scores.dtype} {tuple(scores.shape)}. Give one floating "
+                f"number for each video, {shape}."
+            )
+        return cast(Tensor, scores.reshape(shape))
+
+    def _own(self) -> dict[NestedKey, NestedKey]:
+        """What terms read, to what the batch calls it."""
+        return dict(zip(self._wired[1], self.in_keys, strict=True))
 
     def _normalised(
         self, scored: dict[str, Tensor], valid: Tensor, batch: TensorDictBase
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """The scores of all terms on the common scale, and the rounding of these, by name."""
-        blurs = {name: rounding_of(batch, (SCORE, name)) for name in scored}
+        blurs = {name: rounding_of(batch, self.score_key(name)) for name in scored}
         if self.normalise == "fixed":
             return {
                 name: standardised(scores, *self.statistics[name], blurs[name])
                 for name, scores in scored.items()
             }
         if self.normalise == "group":
-            groups = groups_of(batch, self.group_key, self.index_key)
+            groups = groups_of(batch, self._own()[self.group_key], self.index_key)
             return {
                 name: by_group(scores, groups, valid & scores.isfinite(), blurs[name])
                 for name, scores in scored.items()
@@ -232,7 +277,7 @@ class CompositeReward(TensorDictModuleBase):
             raise
         except UnavailableError as error:  # asking for each video would take as many time-outs
             _log.warning("%s gave no answer (%s); the whole batch is invalid", name, error)
-            return torch.full((*batch.batch_size, 2), math.nan, device=batch.get(PIXELS).device)
+            return torch.full((*batch.batch_size, 2), math.nan, device=self._device(batch))
         except Exception as error:
             _log.warning("%s failed on a batch (%s); scoring video by video", name, error)
         flat = batch.reshape(-1)
@@ -244,7 +289,7 @@ class CompositeReward(TensorDictModuleBase):
                 raise
             except Exception as error:
                 _log.warning("%s could not score video %d: %s", name, index, error)
-                rows.append(torch.full((1, 2), math.nan, device=batch.get(PIXELS).device))
+                rows.append(torch.full((1, 2), math.nan, device=self._device(batch)))
         return torch.cat(rows).reshape(*batch.batch_size, 2)
 
     def _call(self, name: str, batch: TensorDictBase) -> Tensor:
@@ -255,15 +300,15 @@ class CompositeReward(TensorDictModuleBase):
         term = self.rewards[name]
         count = batch.batch_size.numel()
         try:
-            out = term(batch.copy())
+            out = term(renamed(batch, self.in_keys, self._wired[1]))
         except UnscoredError as error:  # an answer too: asking again would bring the same
             if error.scores.numel() != count:
                 raise
             if self.on_error == "invalid" and name not in self._told:
                 self._told.add(name)
                 _log.warning("%s; these and later ones are left out (told once)", error.what)
-            return _beside(error.scores.to(batch.get(PIXELS).device), None, batch.batch_size)
-        key: NestedKey = term.out_keys[0] if isinstance(term, Reward) else (SCORE, name)
+            return beside(error.scores.to(self._device(batch)), None, batch.batch_size)
+        key = written_by(term, name)
         scores = out.get(key, None) if isinstance(out, TensorDictBase) else None
         if scores is None:
             raise RewardError(
@@ -271,52 +316,9 @@ class CompositeReward(TensorDictModuleBase):
                 "Let it set that entry, or list it under the name that it writes."
             )
         found = check_scores(f"CompositeReward: {name!r}", scores, count)
-        return _beside(found, out.get(rounding_key(key), None), batch.batch_size)
+        return beside(found, out.get(rounding_key(key), None), batch.batch_size)
 
-
-def _beside(scores: Tensor, said: Tensor | None, shape: torch.Size) -> Tensor:
-    """Scores and their rounding in float32, ``[*shape, 2]``."""
-    blur = rounding(scores, scores.dtype)
-    if said is not None:
-        blur = torch.maximum(blur, said.to(blur).reshape(blur.shape))
-    both = torch.stack([scores.to(torch.float32), blur.to(scores.device, torch.float32)], dim=-1)
-    return both.reshape(*shape, 2)
-
-
-def _blur(normal: Tensor, blur: Tensor) -> Tensor:
-    """By how much equal terms of the sum may differ, the rounding of the sum itself included."""
-    return torch.maximum(blur, rounding(normal, normal.dtype))
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a value outside a closed set."""
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}.{nearest(value, choices)} Choose from: {choices}.")
-
-
-def _weight(name: str, entry: Any) -> float:
-    """The checked weight of one entry; ``Any`` because a recipe may hold anything."""
-    if not isinstance(entry, tuple) or len(entry) != 2 or not callable(entry[0]):
-        raise ValueError(
-            f"rewards[{name!r}] is {entry!r}, not a pair of reward and weight. Write (reward, 1.0)."
-        )
-    check_made(entry[0])
-    weight = entry[1]
-    if (
-        isinstance(weight, bool)
-        or not isinstance(weight, (int, float))
-        or not math.isfinite(weight)
-    ):
-        raise ValueError(f"the weight of {name!r} is {weight!r}. Give a finite number such as 1.0.")
-    return float(weight)
-
-
-def _peak_memory() -> int:
-    """Largest memory use so far, bytes: of all CUDA devices if there are any, else resident."""
-    if torch.cuda.is_available():
-        return sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
-    if sys.platform == "win32":
-        return 0
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    def _device(self, batch: TensorDictBase) -> torch.device:
+        """Where the videos are."""
+        found = [value for key in self.in_keys if isinstance(value := batch.get(key, None), Tensor)]
+        return found[0].device if found else torch.device("cpu")

@@ -9,13 +9,13 @@ from typing import Final
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torch.nn import functional
 
 from astrolabe_rewards.frames import LUMA, evenly_spaced
 from astrolabe_rewards.keys import FPS, MONITOR, PIXELS
-from astrolabe_rewards.reward import check_pixels
+from astrolabe_rewards.reward import check_pixels, checked_fps
+from astrolabe_rewards.wiring import Rewired
 
 #: The figures, in the order in which they are written; the thumbnail comes after them.
 FIGURES: Final = ("brightness", "saturation", "sharpness", "motion")
@@ -25,7 +25,7 @@ _PAIRS = 16  # of neighbouring frames in which a video is looked at, evenly over
 _VALUES = 2**24  # pixel values that are made float at once
 
 
-class Monitors(TensorDictModuleBase):
+class Monitors(Rewired):
     """Figures of each video that are watched and never trained on.
 
     Reads ``("video","pixels")`` and ``("video","fps")``; writes, float32 ``[*B, 1]``,
@@ -54,11 +54,8 @@ class Monitors(TensorDictModuleBase):
         out_keys: Sequence[NestedKey] | None = None,
     ) -> None:
         super().__init__()
-        self.in_keys = list(in_keys or [PIXELS, FPS])
-        self.out_keys = list(out_keys or [(MONITOR, name) for name in (*FIGURES, "thumbnail")])
-        for name, keys, count in (("in_keys", self.in_keys, 2), ("out_keys", self.out_keys, 5)):
-            if len(keys) != count:
-                raise ValueError(f"Monitors: {name} has {len(keys)} entries. Give {count} keys.")
+        written = [(MONITOR, name) for name in (*FIGURES, "thumbnail")]
+        self._wire("Monitors", [PIXELS, FPS], written, in_keys, out_keys)
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -76,7 +73,9 @@ class Monitors(TensorDictModuleBase):
         check_pixels(pixels, "Monitors")
         shape = tensordict.batch_size
         videos = pixels.reshape(-1, *pixels.shape[-4:])
-        fps = tensordict.get(self.in_keys[1]).float().reshape(-1).to(pixels.device)
+        fps = checked_fps(tensordict.get(self.in_keys[1]), len(videos), "Monitors").to(
+            pixels.device
+        )
         # Under autocast pixels would be rounded, and halves are refused on a CPU.
         with torch.autocast(pixels.device.type, enabled=False):
             parts = [measure(videos[part], fps[part]) for part in _parts(videos)]

@@ -1,18 +1,19 @@
 """The base of every reward: checks a batch once, so that subclasses only score."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from astrolabe_rewards.declared import check_declared, check_scores
 from astrolabe_rewards.errors import RewardError, UnscoredError
 from astrolabe_rewards.keys import FPS, PIXELS, SCORE, TEXT
 from astrolabe_rewards.rounding import rounding, rounding_key
+from astrolabe_rewards.wiring import Rewired
 
 
 def check_pixels(pixels: Tensor, name: str) -> None:
@@ -26,6 +27,11 @@ def check_pixels(pixels: Tensor, name: str) -> None:
         TypeError: If the dtype is not uint8.
         ValueError: If the shape is wrong.
     """
+    if not isinstance(pixels, Tensor):
+        raise TypeError(
+            f"{name}: pixels are a {type(pixels).__name__}, not a tensor. Give uint8 "
+            "[*B, F, 3, H, W]."
+        )
     if pixels.dtype != torch.uint8:
         raise TypeError(
             f"{name}: pixels are {pixels.dtype}, not torch.uint8. Turn videos in [0, 1] into "
@@ -53,7 +59,33 @@ def check_pixels(pixels: Tensor, name: str) -> None:
         )
 
 
-class Reward(TensorDictModuleBase):
+def checked_fps(fps: object, count: int, name: str) -> Tensor:
+    """Return the frame rates of videos, float32 ``[count]``.
+
+    Args:
+        fps: To be one number above 0 for each video, frames per second.
+        count: Videos.
+        name: Who asks, for the message.
+
+    Raises:
+        TypeError: If it is no tensor of numbers.
+        ValueError: If it has another number of entries, or one is not above 0.
+    """
+    if not isinstance(fps, Tensor) or fps.dtype == torch.bool or fps.is_complex():
+        kind = fps.dtype if isinstance(fps, Tensor) else f"a {type(fps).__name__}"
+        raise TypeError(f"{name}: fps are {kind}, not numbers. Give float32 [*B].")
+    if fps.numel() != count:
+        raise ValueError(
+            f"{name}: fps have shape {tuple(fps.shape)} for {count} videos. Give one number for "
+            "each, frames per second."
+        )
+    flat = fps.float().reshape(count)
+    if wrong := [rate for rate in flat.tolist() if not 0 < rate < math.inf]:
+        raise ValueError(f"{name}: fps has {wrong[0]}. Give frames per second, above 0.")
+    return flat
+
+
+class Reward(Rewired):
     """One number per video: larger is better.
 
     Reads ``("video","pixels")``, ``("video","fps")`` and, if ``needs_text``, ``("prompt","text")``;
@@ -76,7 +108,8 @@ class Reward(TensorDictModuleBase):
             (``on_error="invalid"``) or stops.
 
     Args:
-        in_keys: Where pixels, fps and (if needed) text are, in this order.
+        in_keys: Where pixels, fps and (if needed) text are, in this order. Rewards whose constructor
+            takes no keys have `set_keys`.
         out_keys: Where the score goes; one key.
 
     Raises:
@@ -104,18 +137,7 @@ class Reward(TensorDictModuleBase):
         super().__init__()
         check_declared(self, Reward)
         wanted: list[NestedKey] = [PIXELS, FPS, TEXT] if self.needs_text else [PIXELS, FPS]
-        if in_keys is not None and len(in_keys) != len(wanted):
-            raise ValueError(
-                f"{self.name}: in_keys has {len(in_keys)} entries, not {len(wanted)}. "
-                f"Give keys for {wanted}, in this order."
-            )
-        if out_keys is not None and len(out_keys) != 1:
-            raise ValueError(
-                f"{self.name}: out_keys has {len(out_keys)} entries. "
-                "A reward writes one score: give one key."
-            )
-        self.in_keys = list(in_keys or wanted)
-        self.out_keys = list(out_keys or [(SCORE, self.name)])
+        self._wire(self.name, wanted, [(SCORE, self.name)], in_keys, out_keys)
 
     # Any: subclasses that read prompts take a list[str], the others need not look at it.
     def score(self, pixels: Tensor, prompts: Any, fps: Tensor) -> Tensor:
@@ -157,7 +179,7 @@ class Reward(TensorDictModuleBase):
                 f"{tuple(shape)} videos. Give the TensorDict that batch_size."
             )
         count = shape.numel()
-        fps = tensordict.get(self.in_keys[1]).float().reshape(count)
+        fps = checked_fps(tensordict.get(self.in_keys[1]), count, self.name)
         prompts = self._prompts(tensordict, count) if self.needs_text else None
         if count == 0:
             scores = torch.zeros(0)

@@ -3,21 +3,21 @@
 A scorer is a ``Reward``, or any callable that takes a TensorDict and writes ``("score", name)``.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import TensorDict
 from torch import Tensor
 
 from astrolabe_rewards.declared import check_scores
 from astrolabe_rewards.errors import UnscoredError
-from astrolabe_rewards.keys import FPS, PIXELS, SCORE, TEXT
+from astrolabe_rewards.keys import FPS, PIXELS, TEXT
 from astrolabe_rewards.reward import Reward
 from astrolabe_rewards.rounding import as_came, rounding_key
 from astrolabe_rewards.wire import Request, WireError
+from astrolabe_rewards.wiring import UNDECLARED, Scorer, renamed, written_by
 
-Scorer: TypeAlias = Callable[[TensorDictBase], TensorDictBase]
+__all__ = ["Description", "Scorer", "load", "scores_of"]
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,10 @@ def scores_of(scorer: Scorer, name: str, request: Request) -> Tensor:
     """
     batch = TensorDict(batch_size=[len(request)])
     batch[PIXELS], batch[FPS], batch[TEXT] = request.pixels, request.fps, request.prompts
-    key: NestedKey = scorer.out_keys[0] if isinstance(scorer, Reward) else (SCORE, name)
     blur = None
+    if isinstance(scorer, Reward):
+        batch = scorer.shown(batch)
+    key = written_by(scorer, name)
     try:
         scored = scorer(batch)
         scores, blur = scored.get(key, None), scored.get(rounding_key(key), None)

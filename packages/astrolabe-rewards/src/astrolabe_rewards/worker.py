@@ -47,7 +47,7 @@ class ScoringWorker(Reward):
 
     Args:
         target: ``"module:Class"``, importable in the process: a ``Reward``, or anything that makes
-            a callable which writes ``("score", name)``.
+            a callable which writes ``("score", name)``, such as a function that returns one.
         options: Keyword arguments of the target; JSON.
         name: Second element of the key that is written; None takes the reward's own. A target that
             makes a plain callable needs it.
@@ -65,6 +65,7 @@ class ScoringWorker(Reward):
 
     Raises:
         UnavailableError: If the process died or was too slow while it started.
+        TypeError: If ``target`` is no text, or makes no scorer.
         ValueError: If an option is out of its range or the process runs another schema.
         Exception: What the target's constructor raises.
 
@@ -98,7 +99,7 @@ class ScoringWorker(Reward):
         setup = {
             "target": target,
             "options": dict(options or {}),
-            "name": name or target,
+            "name": name or "",
             "device": device,
             # What can be imported here can be imported there, if it is the same environment.
             "path": [] if python or requirements else sys.path,
@@ -189,6 +190,13 @@ def _check(
     if not hasattr(socket, "send_fds"):
         raise ValueError(
             f"a worker needs Linux or macOS, not {sys.platform}. Serve the reward over HTTP."
+        )
+    if not isinstance(target, str):
+        known = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
+        example = "{}:{}".format(*known) if all(known) else "my_rewards:Quality"
+        raise TypeError(
+            f"target is {target!r}, and another process cannot be given it. Give where it is, "
+            f"'module:Class': {example!r}."
         )
     if not all(target.partition(":")):
         raise ValueError(f"target is {target!r}. Write module:Class, such as 'my_rewards:Quality'.")

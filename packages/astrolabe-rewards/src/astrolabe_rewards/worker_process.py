@@ -4,6 +4,7 @@
 input is a socket. The process ends when the other end of it closes, that is, with the worker.
 """
 
+import inspect
 import json
 import mmap
 import os
@@ -19,6 +20,7 @@ from typing import Any
 from torch import nn
 
 from astrolabe_rewards.channel import ANSWER, ERROR, HELLO, receive_memory, send_reply
+from astrolabe_rewards.reward import Reward
 from astrolabe_rewards.scorer import Description, Scorer, load, scores_of
 from astrolabe_rewards.wire import SCHEMA, Answer, Request
 
@@ -57,9 +59,20 @@ def build(setup: dict[str, Any]) -> Scorer:  # Any: JSON
     made: Any = import_module(module)  # Any: a module, then what is in it
     for part in attribute.split("."):
         made = getattr(made, part)
+    if not callable(made):
+        raise TypeError(f"{setup['target']} is a {type(made).__name__}, which makes no scorer.")
+    _check_call(setup["target"], made, setup["options"])
     scorer = made(**setup["options"])
     if not callable(scorer):
-        raise TypeError(f"{setup['target']} made a {type(scorer).__name__}, which is no scorer.")
+        raise TypeError(
+            f"{setup['target']} made a {type(scorer).__name__}, which is no scorer. Return a "
+            "Reward, or a callable that writes its score into a batch."
+        )
+    if not isinstance(scorer, Reward) and not setup["name"]:
+        raise TypeError(
+            f"{setup['target']} makes a callable without a name. Say with the option 'name' under "
+            "which it writes ('score', name)."
+        )
     if setup["device"] is not None:
         if not isinstance(scorer, nn.Module):
             raise TypeError(f"{setup['target']} makes no module: leave out the option 'device'.")
@@ -67,6 +80,28 @@ def build(setup: dict[str, Any]) -> Scorer:  # Any: JSON
     load(scorer)
     result: Scorer = scorer
     return result
+
+
+def _check_call(target: str, made: Any, options: dict[str, Any]) -> None:  # Any: from elsewhere
+    """Refuse a target that cannot be called with its options, such as a bare scoring function."""
+    try:
+        signature = inspect.signature(made)
+    except ValueError:  # something built in says nothing of itself
+        return
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        scores = inspect.isfunction(made) and not options
+        way_out = (
+            f"If it is what scores, give a function that returns it: def make(): return "
+            f"{made.__name__}"
+            if scores
+            else "Mend the options"
+        )
+        raise TypeError(
+            f"{target}{signature} cannot be called with the options {options} ({error}); a target "
+            f"makes the scorer. {way_out}."
+        ) from None
 
 
 def _listen(channel: socket.socket, arrived: "queue.SimpleQueue[mmap.mmap]") -> None:
