@@ -84,7 +84,10 @@ def test_what_the_report_needs_counts_only_if_there_is_one():
         (["lora.start=no/adapter/lora.pt"], "LoRA 'no/adapter/lora.pt': it is not on this machine"),
         (["lora.start=/no/adapter"], "LoRA '/no/adapter': there is no such path"),
         (["rewards.raft_dynamics.weight=0"], "raft_large_C_T_SKHT_V2-ff5fadd5.pth' (21.1 MB)"),
-        (["rewards.far.name=remote", 'rewards.far.options.url="http://127.0.0.1:9"'], "'http:"),
+        (
+            ["rewards.far.name=remote", 'rewards.far.options.url="http://127.0.0.1:9"'],
+            "Get it: astrolabe serve-rewards",
+        ),
         (["logging.backends=['wandb']"], "wandb"),
         (["model.options.path=nowhere"], "there is no 'nowhere/transformer.safetensors'"),
     ],

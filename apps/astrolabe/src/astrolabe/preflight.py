@@ -23,6 +23,7 @@ from astrolabe.config import Part, RewardTerm, Run
 from astrolabe.errors import MissingError
 from astrolabe.registry import Kind, locate, looks_like_path, names
 from astrolabe.trackers import tracker_lacks
+from astrolabe_rewards.needs import SERVE
 from astrolabe_rollout.hub import lacking, offered
 
 #: Tells what a part, by its ``module:attribute``, lacks with these options.
@@ -221,11 +222,16 @@ def _lack(found: Mapping[str, Any], table: str, options: Mapping[str, Any]) -> L
         source=str(found["source"]),
         why=why,
         settings=((f"{table}.{option}", value),) if option else (),
-        fetch=str(found.get("fetch", "")).replace("DIR", place),
+        fetch=_command(str(found.get("fetch", ""))).replace("DIR", place),
         size=int(found.get("bytes", 0)),
         hub=hub,
         files=tuple(found.get("files", ())),
     )
+
+
+def _command(fetch: str) -> str:
+    """What a package would call in Python, as a command."""
+    return "astrolabe serve-rewards NAME" if fetch == SERVE else fetch
 
 
 def _merged(lacks: Iterable[Lack]) -> list[Lack]:

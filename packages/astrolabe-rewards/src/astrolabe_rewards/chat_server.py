@@ -253,8 +253,8 @@ class ChatServer:
         if not key or not key.isascii() or not key.isprintable() or " " in key:
             raise ValueError(
                 f"the environment variable {self.key_variable!r} (key_variable) "
-                f"{'holds something that is no key' if key else 'is not set'}. Export it before "
-                "the run, or leave key_variable out for a server that asks for no key."
+                f"{'holds something that is no key' if key else 'is not set'}. Export it, "
+                "or leave key_variable out for a server that asks for no key."
             )
         return {"Authorization": f"Bearer {key}"}
 

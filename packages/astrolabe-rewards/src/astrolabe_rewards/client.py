@@ -111,8 +111,8 @@ class RemoteReward(Reward):
         if size < 1:
             raise ValueError(
                 f"{self._connection.url}: a video of {video / 2**20:.1f} MiB is more than the "
-                f"server takes, {self._max_body / 2**20:.1f} MiB. Serve with a larger limit "
-                "(--max-mib)."
+                f"server takes, {self._max_body / 2**20:.1f} MiB. Serve with a larger "
+                "Limits.max_body, or score smaller videos."
             )
         for begin in range(0, len(request), size):
             yield request[begin : begin + size]

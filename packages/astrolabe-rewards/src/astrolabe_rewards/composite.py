@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Self, cast, get_args
+from typing import Literal, Self, cast, get_args
 
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
@@ -21,10 +21,10 @@ from astrolabe_rewards.normalisation import (
     checked_statistics,
     groups_of,
     merged,
-    nearest,
     standardised,
 )
 from astrolabe_rewards.reward import check_pixels
+from astrolabe_rewards.reward_fn import Portable
 from astrolabe_rewards.rounding import rounding_key, rounding_of
 from astrolabe_rewards.terms import beside, blur_of, named_terms, one_of, peak_memory
 from astrolabe_rewards.wire import UnavailableError
@@ -35,14 +35,14 @@ _log = logging.getLogger(__name__)
 _SET_UP = (KeyError, ImportError, WeightsError, RewardError, ConnectionError)
 
 
-class CompositeReward(Rewired):
+class CompositeReward(Portable):
     """Weighted sum of rewards, ``R = Σ_k w_k · n_k(score_k)``.
 
     Reads what its terms read and, for ``normalise="group"``, ``("prompt","group")`` and where
     present ``("window","index")``; writes ``("score", name)`` of every term (raw),
-    ``("next","valid")`` and ``("next","reward")``, and under ``"rounding"`` by how much equal scores
-    and rewards may differ: scores may come in 16 bits, and terms that cancel leave the rounding of
-    each. A term that does not say what it reads may read ``("video","pixels")``,
+    ``("next","valid")`` and ``("next","reward")``, and under ``"rounding"`` by how much equal
+    scores and rewards may differ: scores may come in 16 bits, and terms that cancel leave the
+    rounding of each. A term that does not say what it reads may read ``("video","pixels")``,
     ``("video","fps")`` and ``("prompt","text")``.
 
     Args:
@@ -157,8 +157,8 @@ class CompositeReward(Rewired):
         wanted = [own[key] for key in self._required]
         if missing := [key for key in wanted if tensordict.get(key, None) is None]:
             raise KeyError(
-                f"CompositeReward: the batch lacks {missing}; it reads {self.in_keys}. Add them, or "
-                "say by set_keys how this batch calls them."
+                f"CompositeReward: the batch lacks {missing}; it reads {self.in_keys}. Add them, "
+                "or say by set_keys how this batch calls them."
             )
         pixels = tensordict.get(own.get(PIXELS, PIXELS), None)
         if pixels is not None and PIXELS in own:
@@ -203,6 +203,24 @@ class CompositeReward(Rewired):
     def _accompanying(self, written: Sequence[NestedKey]) -> list[NestedKey]:
         return [rounding_key(key) for key in (*written[:-2], written[-1])]
 
+    def _score_keys(self) -> dict[str, NestedKey]:
+        return {name: self.score_key(name) for name in self.rewards}
+
+    def _total_key(self) -> NestedKey:
+        return self.out_keys[len(self.rewards) + 1]
+
+    def _score_part(self, part: TensorDictBase) -> TensorDictBase:
+        return self.score(part)
+
+    def shown(self, batch: TensorDictBase) -> TensorDictBase:
+        """Return a batch with the usual entries under the names that the terms read."""
+        for term in self.rewards.values():
+            batch = term.shown(batch) if isinstance(term, Rewired) else batch
+        return super().shown(batch)
+
+    def _sum_up(self, whole: TensorDictBase) -> TensorDictBase:
+        return self.combine(whole)
+
     def score_key(self, name: str) -> NestedKey:
         """Return where the score of a term goes."""
         return self.out_keys[list(self.rewards).index(name)]
@@ -217,8 +235,8 @@ class CompositeReward(Rewired):
             )
         if tuple(scores.shape) not in (shape, shape[:-1]) or not scores.is_floating_point():
             raise ValueError(
-                f"CompositeReward: {key} is {scores.dtype} {tuple(scores.shape)}. Give one floating "
-                f"number for each video, {shape}."
+                f"CompositeReward: {key} is {scores.dtype} {tuple(scores.shape)}. Give one "
+                f"floating number for each video, {shape}."
             )
         return cast(Tensor, scores.reshape(shape))
 

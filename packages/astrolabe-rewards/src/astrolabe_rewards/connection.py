@@ -81,8 +81,8 @@ class Connection:
             response = self._client.get("/v1/rewards", timeout=CONNECT)
         except httpx.TransportError as error:
             raise UnavailableError(
-                f"{self.url}: no reward server answers ({error}). Start one with `astrolabe "
-                "serve-rewards NAME`, or correct the option 'url'."
+                f"{self.url}: no reward server answers ({error}). Start one, "
+                "RewardServer({{name: reward}}).run(), or correct the option 'url'."
             ) from error
         if response.status_code == 401:
             raise ValueError(

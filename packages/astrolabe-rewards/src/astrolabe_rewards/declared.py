@@ -28,8 +28,8 @@ DECLARED: Final[Mapping[str, type]] = {
 }
 #: What one might expect to be read of a reward, and what to do instead.
 ELSEWHERE: Final[Mapping[str, str]] = {
-    "scope": "It is a setting of the run: [rewards.NAME] scope = 'video'",
-    "weight": "It is a setting of the run: [rewards.NAME] weight = 0.5",
+    "scope": "It is for whoever uses the reward: WholeVideo(reward, name) shows it the whole video",
+    "weight": "It is for whoever uses the reward: CompositeReward({name: (reward, 0.5)})",
     "higher_is_better": "Larger is always better: return the negative where it is not",
 }
 #: How alike two names are, 0 to 1, of which one is taken for the other misspelt.

@@ -10,6 +10,10 @@ class WeightsError(FileNotFoundError):
     """Weights of a reward are missing, damaged or made for another network."""
 
 
+class VideoError(ValueError):
+    """A video file that is missing, cut short, no video, or not to be shown as it is stored."""
+
+
 class UnscoredError(ValueError):
     """A reward answered with numbers that are not finite, and does not declare that it may.
 

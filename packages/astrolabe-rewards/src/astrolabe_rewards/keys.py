@@ -7,6 +7,7 @@ Each value is ``dtype [shape] meaning and unit``; ``*B`` is any batch shape, ``F
 
 TEXT = ("prompt", "text")
 GROUP = ("prompt", "group")
+METADATA = ("prompt", "metadata")
 INDEX = ("window", "index")
 PIXELS = ("video", "pixels")
 FPS = ("video", "fps")

@@ -44,6 +44,8 @@ RAFT_FILES: Final = {
 }
 RAFT_BYTES: Final = {"large": 21_100_000, "small": 4_000_000}
 RAFT_URL: Final = "https://download.pytorch.org/models"
+#: What starts a server of rewards, in Python.
+SERVE: Final = "RewardServer({NAME: reward}).run()"
 #: Seconds in which a server must take a connection.
 CONNECT: Final = 3.0
 
@@ -149,7 +151,7 @@ _NEEDS: Final[dict[str, tuple[str, tuple[Published, ...]]]] = {
     "client:RemoteReward": ("serve", ()),
 }
 #: Where RemoteReward and VLMJudge look for their server.
-_SERVERS: Final = {"client:RemoteReward": "", "vlm_judge:VLMJudge": "http://127.0.0.1:8000/v1"}
+SERVERS: Final = {"client:RemoteReward": "", "vlm_judge:VLMJudge": "http://127.0.0.1:8000/v1"}
 
 
 def lacks(target: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -186,8 +188,8 @@ def lacks(target: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
         found += [missing] if missing else []
     if name == "raft:RaftDynamics":
         found += _raft(options)
-    if name in _SERVERS:
-        found += _server(str(options.get("url") or _SERVERS[name]), name)
+    if name in SERVERS:
+        found += _server(str(options.get("url") or SERVERS[name]), name)
     return found
 
 
@@ -230,7 +232,8 @@ def _server(url: str, name: str) -> list[dict[str, Any]]:
     try:
         socket.create_connection((parts.hostname, port), CONNECT).close()
     except OSError as error:
-        start = "astrolabe serve-rewards NAME" if name.startswith("client") else "vllm serve MODEL"
+        served = name.startswith("client")
+        start = SERVE if served else "vllm serve MODEL"
         reason = error.strerror or str(error)
         return [
             {

@@ -12,8 +12,8 @@ from torch import Tensor
 from astrolabe_rewards.declared import check_declared, check_scores
 from astrolabe_rewards.errors import RewardError, UnscoredError
 from astrolabe_rewards.keys import FPS, PIXELS, SCORE, TEXT
+from astrolabe_rewards.reward_fn import Portable
 from astrolabe_rewards.rounding import rounding, rounding_key
-from astrolabe_rewards.wiring import Rewired
 
 
 def check_pixels(pixels: Tensor, name: str) -> None:
@@ -85,7 +85,7 @@ def checked_fps(fps: object, count: int, name: str) -> Tensor:
     return flat
 
 
-class Reward(Rewired):
+class Reward(Portable):
     """One number per video: larger is better.
 
     Reads ``("video","pixels")``, ``("video","fps")`` and, if ``needs_text``, ``("prompt","text")``;
@@ -108,8 +108,8 @@ class Reward(Rewired):
             (``on_error="invalid"``) or stops.
 
     Args:
-        in_keys: Where pixels, fps and (if needed) text are, in this order. Rewards whose constructor
-            takes no keys have `set_keys`.
+        in_keys: Where pixels, fps and (if needed) text are, in this order. Rewards whose
+            constructor takes no keys have `set_keys`.
         out_keys: Where the score goes; one key.
 
     Raises:
@@ -192,6 +192,9 @@ class Reward(Rewired):
         # The copy is an ordinary tensor: one made in inference mode cannot take part in a loss.
         scores = scores.to(device=pixels.device, dtype=torch.float32).clone()
         return tensordict.set(self.out_keys[0], scores.reshape(*shape, 1))
+
+    def _score_keys(self) -> dict[str, NestedKey]:
+        return {self.name: self.out_keys[0]}
 
     def fingerprint(self) -> str:
         """Return a short digest of class, settings and weights: equal digests score equally.

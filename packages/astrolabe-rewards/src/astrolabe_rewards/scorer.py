@@ -15,7 +15,7 @@ from astrolabe_rewards.keys import FPS, PIXELS, TEXT
 from astrolabe_rewards.reward import Reward
 from astrolabe_rewards.rounding import as_came, rounding_key
 from astrolabe_rewards.wire import Request, WireError
-from astrolabe_rewards.wiring import UNDECLARED, Scorer, renamed, written_by
+from astrolabe_rewards.wiring import Scorer, written_by
 
 __all__ = ["Description", "Scorer", "load", "scores_of"]
 

@@ -114,7 +114,7 @@ class RewardServer:
         if token is None and not _is_loopback(host):
             raise ValueError(
                 f"host {host!r} can be reached from other machines, and there is no token. "
-                "Set a token (astrolabe serve-rewards: --token-variable), or listen on 127.0.0.1."
+                "Give one, RewardServer(..., token=...), or listen on 127.0.0.1."
             )
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port), family=family)

@@ -22,8 +22,9 @@ from astrolabe_rewards.wiring import (
 class WholeVideo(Rewired):
     """A reward of long videos: it is shown some frames from all that was made so far.
 
-    Reads ``("video","overview")``, ``("video","overview_fps")`` and what else the reward reads, such
-    as ``("prompt","text")``; writes ``("score", name)``. The prompt is that of the newest window.
+    Reads ``("video","overview")``, ``("video","overview_fps")`` and what else the reward reads,
+    such as ``("prompt","text")``; writes ``("score", name)``. The prompt is that of the newest
+    window.
 
     Args:
         scorer: Any reward: it reads the overview as its pixels, at the overview's rate.
