@@ -3,9 +3,11 @@ import copy
 import pytest
 import torch
 from tensordict import TensorDict
+from torch import distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from astrolabe_objectives import (
     AdaptiveReferenceReset,
@@ -352,3 +354,34 @@ def test_fully_sharded_layers_never_run_with_the_weights_of_another_pass(mesh):
     expected.sum().backward()
     for parameter, other in zip(network.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad.to_local(), other.grad)
+
+
+def _deviations_of_rank(rank, folder):
+    store = dist.FileStore(f"{folder}/store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    made = []
+    for copies, parts in ((2, 1), (1, 2)):
+        mesh = init_device_mesh("cpu", (copies, parts), mesh_dim_names=("copies", "parts"))
+        network = nn.Linear(3, 4, bias=False)
+        spread = distribute_tensor(torch.zeros(4, 3), mesh, [Replicate(), Shard(0)])
+        network.weight = nn.Parameter(spread)
+        snapshots = Snapshots(network, "old")
+        rows = network.weight.to_local()
+        first = rank * 2 if parts == 2 else 0
+        with torch.no_grad():
+            rows += torch.arange(1.0, 5.0)[first : first + len(rows), None]
+        made.append(snapshots.deviation("old"))
+    torch.save(made, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_deviation_counts_rows_that_ranks_share_once_and_rows_they_split_all(tmp_path):
+    context = torch.multiprocessing.get_context("fork")
+    ranks = [context.Process(target=_deviations_of_rank, args=(k, tmp_path)) for k in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(timeout=60)
+        assert rank.exitcode == 0
+    for rank in range(2):  # mean of 1, 4, 9 and 16
+        assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx([7.5**0.5] * 2)
