@@ -18,6 +18,7 @@ and counts as not noticed.
 
 import argparse
 import contextlib
+import gc
 import importlib
 import importlib.machinery
 import math
@@ -40,6 +41,7 @@ HEAVY = (
     "torch._dynamo", "torchrl.collectors", "torchrl.data", "torchrl.envs", "torchrl.objectives",
     "diffusers.loaders.peft", "diffusers.models.transformers.transformer_wan",
     "diffusers.models.autoencoders.autoencoder_kl_wan", "peft", "transformers", "cv2", "pytest",
+    "hypothesis",
 )  # fmt: skip
 
 
@@ -120,6 +122,7 @@ def main() -> int:
     options.logs.mkdir(parents=True, exist_ok=True)
     for module in HEAVY:
         importlib.import_module(module)
+    gc.freeze()  # else each fork goes through all of that when it collects
     suites = list(dict.fromkeys(fault.tests for fault in faults))
     right = [Job(None, tests, options.logs / f"right-{n}.log") for n, tests in enumerate(suites)]
     limits, broken = {}, []

@@ -11,6 +11,7 @@ from astrolabe.config import Disagreement, Part, RewardTerm
 from astrolabe.errors import ConfigError
 from astrolabe.memory_retry import MicroBatch
 from astrolabe.train import reseed, summarise, train, update
+from astrolabe_objectives.keys import NOISE_SEED
 from astrolabe_rollout.collector import make_collector
 from astrolabe_rollout.errors import CheckpointError
 from astrolabe_rollout.lora import save_lora
@@ -149,9 +150,18 @@ def test_the_size_of_micro_batches_changes_no_result(small_run, parts, micro_bat
 
 
 def test_an_update_moves_the_adapter_and_nothing_else(small_run, parts):
+    run = replace(small_run, train=replace(small_run.train, max_grad_norm=1e-4))
     network = parts.model.transformer.network
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
-    next(train(small_run, parts, Clock()))
+    norms = []
+    parts.optimizer.register_step_pre_hook(
+        lambda *_: norms.append(
+            math.hypot(*(float(value.grad.norm()) for value in parts.parameters.values()))
+        )
+    )
+    step = next(train(run, parts, Clock()))
+    assert norms == [pytest.approx(1e-4, rel=1e-3)]  # cut off, and told as it was
+    assert step.metrics["policy/gradient_norm"] > 2e-4
     moved = {
         name
         for name, value in network.named_parameters()
@@ -205,12 +215,19 @@ def test_a_mean_reward_is_over_the_videos_that_have_one(small_run, parts):
 def test_several_updates_share_the_batch(small_run):
     run = replace(small_run, train=replace(small_run.train, updates=2, steps=1))
     parts = compose(run)
-    seen = []
-    parts.loss.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    next(train(run, parts, Clock()))
-    latents = torch.cat([batch["video", "latents"] for batch in seen])
+    seen, losses = [], []
+
+    def note(_, inputs, out):
+        seen.append(inputs[0])
+        losses.append(float(out["loss_policy"].detach()))
+
+    parts.loss.register_forward_hook(note)
+    step = next(train(run, parts, Clock()))
     assert len(seen) == 2
-    assert len(latents.flatten(1).unique(dim=0)) == 4
+    for name in (("video", "latents"), NOISE_SEED):  # each window once, with a noise of its own
+        values = torch.cat([batch[name] for batch in seen])
+        assert len(values.reshape(4, -1).unique(dim=0)) == 4
+    assert step.metrics["loss/policy"] == pytest.approx(sum(losses) / 2)
 
 
 def test_a_longer_video_is_trained_window_by_window(small_run):

@@ -96,6 +96,17 @@ def test_a_first_window_has_no_history():
     assert not found["window", "context"].any()
 
 
+@pytest.mark.parametrize("kind", [StreamingPolicy, GroupStreamingPolicy])
+def test_each_window_of_each_video_has_noise_of_its_own(kind):
+    model = small_model()
+    for parameter in model.transformer.network.proj_out.parameters():
+        parameter.zero_()  # without a velocity, a video is its noise
+    policy = kind(model, WINDOW, decode=False)
+    videos = torch.cat([policy(batch(model, k))["video", "latents"] for k in range(3)])
+    alike = torch.corrcoef(videos.flatten(1)) - torch.eye(len(videos))
+    assert alike.abs().max() < 0.2  # of 1536 independent numbers: 0.03
+
+
 @pytest.mark.parametrize("relative", [True, False])
 @pytest.mark.parametrize("start", [1, 2, 4])
 def test_candidates_go_on_from_the_history_of_their_group(start, relative):
