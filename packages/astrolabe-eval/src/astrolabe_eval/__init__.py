@@ -4,7 +4,7 @@ Names are loaded on first use: reading a suite needs no torch, and a score no ma
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from astrolabe_eval.agreement import Agreement, agree
@@ -174,7 +174,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:  # Any: a module attribute can be anything
+    if name == "__version__":
+        return import_module("importlib.metadata").version("astrolabe-eval")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from astrolabe_eval.frames import Frames, as_frames
 from astrolabe_eval.grouping import independent
 from astrolabe_eval.intervals import SAMPLE_FPS, Interval, VideoSource, sampled_frames, shape_of
 from astrolabe_eval.statistics import bootstrap_interval
+from astrolabe_eval.torch_extra import require_torch
 
 #: Takes ``uint8 [n, 3, H, W]``, gives one row of numbers for each frame.
 Embedder: TypeAlias = Callable[[Frames], NDArray[np.floating[Any]]]
@@ -90,6 +90,9 @@ def thumbnails(frames: Frames) -> NDArray[np.float32]:
     They hold layout and colour and nothing else: a subject that is exchanged for a like one goes
     unnoticed. Give features of DINO or CLIP to judge what is shown.
     """
+    require_torch("first_last_consistency without an embed of its own")
+    import torch
+
     pixels = torch.from_numpy(as_frames(frames)).float() / 127.5 - 1
     small = torch.nn.functional.adaptive_avg_pool2d(pixels, _THUMBNAIL)
     rows: NDArray[np.float32] = small.flatten(1).numpy()

@@ -5,16 +5,17 @@ sampler.
 """
 
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
-
-import torch
-from tensordict import TensorDict
+from typing import TYPE_CHECKING, TypeAlias
 
 from astrolabe_eval.keys import FPS, INDEX, PIXELS, SEED, TEXT
 from astrolabe_eval.suites import Suite
+from astrolabe_eval.torch_extra import require_torch
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 #: Takes a batch, writes entries into it or a copy of it, and returns that.
-Step: TypeAlias = Callable[[TensorDict], TensorDict]
+Step: TypeAlias = "Callable[[TensorDict], TensorDict]"
 #: Called with the number of finished samples and of all samples.
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -26,7 +27,7 @@ def generate(
     fps: float,
     batch_size: int = 8,
     on_progress: Progress | None = None,
-) -> Iterator[TensorDict]:
+) -> "Iterator[TensorDict]":
     """Generate one video for each sample of a suite, in order, without gradients.
 
     Args:
@@ -42,9 +43,11 @@ def generate(
         What ``sample`` returned, one batch at a time: nothing else is held in memory.
 
     Raises:
+        ModuleNotFoundError: Without torch and tensordict, the extra ``torch``.
         ValueError: If an option is out of range, or ``sample`` lost, reordered or did not make a
             video.
     """
+    require_torch("generate")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}. Use 1 or more.")
     if not fps > 0:
@@ -54,7 +57,9 @@ def generate(
 
 def _batches(
     sample: Step, suite: Suite, fps: float, batch_size: int, on_progress: Progress | None
-) -> Iterator[TensorDict]:
+) -> "Iterator[TensorDict]":
+    import torch
+
     for start in range(0, len(suite), batch_size):
         request = _request(suite, slice(start, start + batch_size), fps)
         # Around the call only: a generator that holds no_grad open would switch it for its caller.
@@ -66,8 +71,11 @@ def _batches(
             on_progress(min(start + batch_size, len(suite)), len(suite))
 
 
-def _request(suite: Suite, part: slice, fps: float) -> TensorDict:
+def _request(suite: Suite, part: slice, fps: float) -> "TensorDict":
     """The entries that a model needs for some samples of the suite, ``[n]``."""
+    import torch
+    from tensordict import TensorDict
+
     seeds = torch.tensor(suite.seeds[part], dtype=torch.int64)
     request = TensorDict(batch_size=seeds.shape)
     request[TEXT] = list(suite.prompts[part])
@@ -77,8 +85,10 @@ def _request(suite: Suite, part: slice, fps: float) -> TensorDict:
     return request
 
 
-def _check_answer(request: TensorDict, batch: TensorDict) -> None:
+def _check_answer(request: "TensorDict", batch: "TensorDict") -> None:
     """Refuse an answer whose videos may belong to other prompts."""
+    import torch
+
     missing = [key for key in (TEXT, SEED, PIXELS) if key not in batch.keys(include_nested=True)]
     if missing:
         raise ValueError(

@@ -8,11 +8,9 @@ the scorer, so that the choices made here are written into the result: 2 frames 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
-import torch
-from tensordict import TensorDict
 
 from astrolabe_eval.frames import Frames
 from astrolabe_eval.generation import Step
@@ -28,6 +26,10 @@ from astrolabe_eval.intervals import (
 )
 from astrolabe_eval.keys import FPS, INDEX, PIXELS, TEXT
 from astrolabe_eval.scoring import score_suite
+from astrolabe_eval.torch_extra import require_torch
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 #: Scores by name; None where the scorer wrote NaN, as it could not score.
 _Scores: TypeAlias = dict[str, float | None]
@@ -71,9 +73,11 @@ def score_intervals(
         is left out of means, and of each mean over videos ``unscored`` counts by name what was.
 
     Raises:
+        ModuleNotFoundError: Without torch and tensordict, the extra ``torch``.
         ValueError: If a video has no prompt, an interval no frame, or an option or score is wrong.
         VideoError: If a file cannot be read.
     """
+    require_torch("score_intervals")
     if not videos:
         raise ValueError("There are no videos to score.")
     if not sample_fps > 0:
@@ -118,6 +122,8 @@ def _score_video(
     scorer: Step,
 ) -> tuple[dict[str, Any], dict[str, bool] | None]:
     """The row of one video, and which of its prompts the scorer cut if it tells."""
+    import torch
+
     picks = [part.frame_indices(fps, num_frames, sample_fps) for part in parts]
     for part, pick in zip(parts, picks, strict=True):
         if not pick:
@@ -162,8 +168,11 @@ def _score_video(
 
 def _batches(
     parts: Sequence[Interval], picks: Sequence[Sequence[int]], frames: Frames, sample_fps: float
-) -> Iterator[TensorDict]:
+) -> "Iterator[TensorDict]":
     """Intervals with equally many frames, next to one another, as one batch."""
+    import torch
+    from tensordict import TensorDict
+
     taken = 0
     for size, group in groupby(range(len(parts)), key=lambda index: len(picks[index])):
         members = list(group)

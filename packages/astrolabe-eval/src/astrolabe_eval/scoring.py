@@ -2,17 +2,19 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from tensordict import TensorDict
 
 from astrolabe_eval.frames import Frames
 from astrolabe_eval.generation import Progress, Step, generate
 from astrolabe_eval.keys import PIXELS, REWARD, SCORE, VALID
 from astrolabe_eval.suites import Suite
+from astrolabe_eval.torch_extra import require_torch
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 #: Name of the combined reward among the scores.
 TOTAL = "total"
@@ -70,7 +72,7 @@ class Evaluation:
                 )
 
 
-def score_suite(batches: Iterable[TensorDict], scorer: Step) -> Scores:
+def score_suite(batches: "Iterable[TensorDict]", scorer: Step) -> Scores:
     """Score batches of videos.
 
     Args:
@@ -83,9 +85,13 @@ def score_suite(batches: Iterable[TensorDict], scorer: Step) -> Scores:
         whose ``("next","valid")`` it wrote as false: such a sample could not be scored.
 
     Raises:
+        ModuleNotFoundError: Without torch and tensordict, the extra ``torch``.
         ValueError: If nothing was scored, a score is infinite, not one number for each sample, or
             the names change between batches.
     """
+    require_torch("score_suite")
+    import torch
+
     parts: list[Scores] = []
     for batch in batches:
         with torch.no_grad():
@@ -145,7 +151,7 @@ def evaluate_suite(
     )
 
 
-def _judge(batch: TensorDict, judges: Mapping[str, Step]) -> Scores:
+def _judge(batch: "TensorDict", judges: Mapping[str, Step]) -> Scores:
     found: Scores = {}
     for name, judge in judges.items():
         scores = score_suite([batch.copy()], judge)
@@ -160,8 +166,10 @@ def _join(parts: list[Scores]) -> Scores:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _collect(batch: TensorDict, count: int) -> Scores:
+def _collect(batch: "TensorDict", count: int) -> Scores:
     """The scores in one batch, each float64 ``[count]``."""
+    import torch
+
     entries = dict(batch[SCORE].items()) if SCORE in batch.keys() else {}  # noqa: SIM118
     if REWARD in batch.keys(include_nested=True):
         entries[TOTAL] = batch[REWARD]

@@ -48,6 +48,8 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:  # Any: a module attribute can be anything
     """Import what is first used."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("astrolabe-rewards")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -8,7 +8,6 @@ Objects, actions and relations are invisible to it; a prompt without a known wor
 import re
 from typing import ClassVar, Final
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from astrolabe_rewards.flow import dense_flow, single_threaded
 from astrolabe_rewards.frames import LUMA, channels_last, evenly_spaced, shrink
+from astrolabe_rewards.needs import require
 from astrolabe_rewards.reward import Reward
 from astrolabe_rewards.words import direction_of
 
@@ -46,6 +46,8 @@ _TOWARDS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down":
 
 def _lab(colours: NDArray[np.uint8]) -> NDArray[np.float32]:
     """CIE Lab of RGB ``[n, 3]``."""
+    import cv2
+
     image = np.ascontiguousarray(colours[None]).astype(np.float32) / 255
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2LAB)[0], np.float32)
 
@@ -85,6 +87,10 @@ class AttributeTA(Reward):
     measures: ClassVar[str] = "colour words, directions, dark or bright; 0.5 for any other prompt"
     unit: ClassVar[str] = "mean agreement of the named attributes, 0 to 1"
     needs_text: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        require("opencv", self.name)
+        super().__init__()
 
     def score(self, pixels: Tensor, prompts: list[str], fps: Tensor) -> Tensor:
         """Return the agreement of video and prompt, float32 ``[N]``; see ``Reward.score``."""

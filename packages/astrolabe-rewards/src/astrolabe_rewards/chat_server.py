@@ -15,14 +15,13 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from torch import Tensor
 
 from astrolabe_rewards.frames import channels_last
-from astrolabe_rewards.needs import installs
+from astrolabe_rewards.needs import require
 
 if TYPE_CHECKING:
     import httpx
@@ -99,12 +98,7 @@ class ChatServer:
     key_variable: str | None
 
     def __post_init__(self) -> None:
-        for package, name in (("httpx", "httpx"), ("PIL", "Pillow")):
-            if find_spec(package) is None:
-                raise ModuleNotFoundError(
-                    f"a judge behind a server needs {name}. Install it: {installs('judge')}.",
-                    name=package,
-                )
+        require("judge", "a judge behind a server")
         _check_url(self.url)
         if not self.model:
             raise ValueError(

@@ -6,11 +6,10 @@ Nothing here knows of rewards or batches; see `client` for that.
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from astrolabe_rewards.needs import installs
+from astrolabe_rewards.needs import require
 from astrolabe_rewards.scorer import Description
 from astrolabe_rewards.wire import SCHEMA, Answer, Request, UnavailableError, WireError
 
@@ -45,8 +44,7 @@ class Connection:
     """
 
     def __init__(self, url: str, token: str, *, timeout: float, retries: int) -> None:
-        if find_spec("httpx") is None:
-            raise ModuleNotFoundError(f"a remote reward needs httpx: {installs('serve')}")
+        require("serve", "a remote reward")
         import httpx
 
         try:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import cast
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +22,8 @@ _LEAST_RANGE = 32.0  # levels; a flat video's own noise is not stretched beyond 
 @contextmanager
 def single_threaded() -> Iterator[None]:
     """Keep OpenCV to one thread: on small frames its threads only wait for each other."""
+    import cv2
+
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -58,6 +59,8 @@ def dense_flow(frames: NDArray[np.uint8]) -> Floats:
     Returns:
         Pixels right and down, float32 ``[F - 1, H, W, 2]``; zero if a side is under ``MIN_SIDE``.
     """
+    import cv2
+
     grey = main_colour_axis(frames)
     if min(grey.shape[1:]) < MIN_SIDE:
         return np.zeros((len(grey) - 1, *grey.shape[1:], 2), np.float32)
@@ -78,6 +81,8 @@ def follow(values: Floats, flow: Floats) -> Floats:
     Returns:
         ``[n, H, W, c]`` on the grid of frame t.
     """
+    import cv2
+
     height, width = flow.shape[1:3]
     across, down = np.meshgrid(
         np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)

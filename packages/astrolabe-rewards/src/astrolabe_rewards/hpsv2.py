@@ -13,11 +13,10 @@ from torch.nn import functional
 
 from astrolabe_rewards.hpsv3 import best_mean
 from astrolabe_rewards.image_text import FrameReward
-from astrolabe_rewards.needs import HPSV2, installs
+from astrolabe_rewards.needs import HPSV2, require
 from astrolabe_rewards.network import Network
 from astrolabe_rewards.pictures import normalised
 from astrolabe_rewards.placement import DType, Placement, shared
-from astrolabe_rewards.qwen_weights import require
 from astrolabe_rewards.weights import TensorFiles
 
 #: Extra of this package with what HPSv2 needs.
@@ -67,7 +66,7 @@ class HPSv2(FrameReward):
         dtype: DType = "float32",
         device: str | None = None,
     ) -> None:
-        require("open_clip", self.name, installs("openclip"))
+        require("openclip", self.name)
         placement = Placement(dtype, device)
         super().__init__(placement, fps, micro_batch)
         if not 0 < top <= 1:

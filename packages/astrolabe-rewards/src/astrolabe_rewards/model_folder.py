@@ -10,9 +10,14 @@ import torch
 from torch import Tensor
 
 from astrolabe_rewards.errors import WeightsError
-from astrolabe_rewards.needs import MODEL_SETTINGS, MODEL_WEIGHTS, VOCABULARIES, Published, installs
+from astrolabe_rewards.needs import (
+    MODEL_SETTINGS,
+    MODEL_WEIGHTS,
+    VOCABULARIES,
+    Published,
+    require,
+)
 from astrolabe_rewards.pictures import Pictures
-from astrolabe_rewards.qwen_weights import require
 
 CONFIG, PICTURES = "config.json", "preprocessor_config.json"
 
@@ -34,8 +39,7 @@ class ModelFolder:
     """
 
     def __init__(self, published: Published, source: str, asker: str) -> None:
-        for package, name in (("transformers", "transformers"), ("PIL", "Pillow")):
-            require(package, asker, f"{installs('clip')} ({name} is among them)")
+        require("clip", asker)
         weights = MODEL_WEIGHTS[0] in published.files
         self._asker = asker
         self._wanted = published.wanted(asker, source)

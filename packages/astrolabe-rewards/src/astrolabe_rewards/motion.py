@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from astrolabe_rewards.flow import dense_flow, follow, single_threaded
 from astrolabe_rewards.frames import LUMA, MEAN, Floats, channels_last, shrink
+from astrolabe_rewards.needs import require
 from astrolabe_rewards.reward import Reward
 
 _LONGEST = 256  # pixels; larger videos are scaled down before flow is found
@@ -65,6 +65,8 @@ def motion_factors(frames: NDArray[np.uint8], fps: float) -> MotionFactors:
     """
     if len(frames) < 3:
         return MotionFactors(0.0, 1.0, 1.0, 1.0)
+    import cv2
+
     # Sampling noise at sharp edges would otherwise favour blurred videos.
     soft = np.stack([cv2.GaussianBlur(frame, (0, 0), _SOFTNESS) for frame in frames])
     colours: Floats = np.divide(soft, 255, dtype=np.float32)  # [F, H, W, 3]
@@ -115,6 +117,10 @@ class FlowMQ(Reward):
     name: ClassVar[str] = "flow_mq"
     measures: ClassVar[str] = "whether things move, smoothly, and keep their looks (optical flow)"
     unit: ClassVar[str] = "product of motion measures, 0 to 1"
+
+    def __init__(self) -> None:
+        require("opencv", self.name)
+        super().__init__()
 
     def score(self, pixels: Tensor, prompts: list[str], fps: Tensor) -> Tensor:
         """Return the motion quality of each video, float32 ``[N]``; see ``Reward.score``."""

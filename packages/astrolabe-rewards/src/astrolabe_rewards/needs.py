@@ -22,6 +22,7 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "clip": ("transformers", "PIL"),
     "flow": ("torchvision",),
     "judge": ("httpx", "PIL"),
+    "opencv": ("cv2",),
     "openclip": ("open_clip",),
     "qwen": ("transformers", "PIL"),
     "serve": ("httpx",),
@@ -147,6 +148,10 @@ _NEEDS: Final[dict[str, tuple[str, tuple[Published, ...]]]] = {
     "pickscore:PickScore": ("clip", (PICKSCORE, PICKSCORE_BASE)),
     "aesthetic:LaionAesthetic": ("clip", (AESTHETIC, AESTHETIC_BASE)),
     "raft:RaftDynamics": ("flow", ()),
+    "attributes:AttributeTA": ("opencv", ()),
+    "motion:FlowMQ": ("opencv", ()),
+    "pixel_check:PixelCheck": ("opencv", ()),
+    "quality:SharpnessVQ": ("opencv", ()),
     "vlm_judge:VLMJudge": ("judge", ()),
     "client:RemoteReward": ("serve", ()),
 }
@@ -205,6 +210,23 @@ def installs(extra: str) -> str:
         match[1] for line in requires("astrolabe-rewards") or () if (match := marked.match(line))
     ]
     return f"pip install {' '.join(repr(one) for one in found)}"
+
+
+def require(extra: str, asker: str) -> None:
+    """Refuse to go on without what an extra brings.
+
+    Args:
+        extra: One of ``EXTRAS``.
+        asker: The reward, for the message.
+
+    Raises:
+        ModuleNotFoundError: If some of it is not installed.
+    """
+    absent = [name for name in EXTRAS[extra] if find_spec(name) is None]
+    if absent:
+        raise ModuleNotFoundError(
+            f"{asker} needs {' and '.join(absent)}. Install it: {installs(extra)}.", name=absent[0]
+        )
 
 
 def _libraries(extra: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from astrolabe_rewards.frames import Floats
+from astrolabe_rewards.needs import require
 from astrolabe_rewards.reward import Reward
 from astrolabe_rewards.tracks import Track, motion_of, net_direction
 from astrolabe_rewards.words import named_attributes
@@ -64,6 +64,8 @@ def find_object(frame: Floats) -> Sighting | None:
         What it is, or None if nothing coloured is there, it is too small or too large, or in
         pieces.
     """
+    import cv2
+
     chroma = frame.max(-1) - frame.min(-1)
     peak = float(np.partition(chroma.ravel(), -69)[-69])  # reached by an object of the least area
     if peak < _LEAST_CHROMA:
@@ -198,6 +200,10 @@ class PixelCheck(Reward):
     measures: ClassVar[str] = "an independent judge of the embedded model's world: rules on pixels"
     unit: ClassVar[str] = "share of checks passed, 0 to 1"
     needs_text: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        require("opencv", self.name)
+        super().__init__()
 
     def check(self, pixels: Tensor, prompts: list[str]) -> dict[str, Tensor]:
         """Check every property by itself.

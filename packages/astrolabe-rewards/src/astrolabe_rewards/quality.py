@@ -8,12 +8,12 @@ and on the embedded model's world so that each damage lowers the score and nothi
 
 from typing import ClassVar
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from astrolabe_rewards.frames import LUMA, MEAN, Floats, channels_last
+from astrolabe_rewards.needs import require
 from astrolabe_rewards.reward import Reward
 
 _FLOOR = 1e-3  # of every factor, so that one that is zero does not hide the others
@@ -32,6 +32,8 @@ def blurriness(frame: Floats) -> float:
     Args:
         frame: ``[H, W, 3]`` in [0, 1].
     """
+    import cv2
+
     height, width = frame.shape[:2]
     result = []
     for across, size in ((True, width), (False, height)):
@@ -56,6 +58,8 @@ def noise_level(frame: Floats) -> float:
     Args:
         frame: ``[H, W, 3]`` in [0, 1].
     """
+    import cv2
+
     across, down = cv2.Sobel(frame, cv2.CV_32F, 1, 0), cv2.Sobel(frame, cv2.CV_32F, 0, 1)
     strength = ((np.abs(across) + np.abs(down)) @ MEAN).ravel()
     detail = (np.abs(cv2.filter2D(frame, cv2.CV_32F, _NOISE_KERNEL)) @ MEAN).ravel()
@@ -119,6 +123,7 @@ class SharpnessVQ(Reward):
     unit: ClassVar[str] = "geometric mean of frame measures, 0 to 1"
 
     def __init__(self, *, top: float = 0.3) -> None:
+        require("opencv", self.name)
         super().__init__()
         if not 0 < top <= 1:
             raise ValueError(f"top is {top!r}, not in (0, 1]. Take 1.0 for the mean of all frames.")

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from astrolabe_rewards.errors import WeightsError
 from astrolabe_rewards.frames import qwen_patches
-from astrolabe_rewards.needs import Published, installs
+from astrolabe_rewards.needs import Published, require
 from astrolabe_rewards.placement import Placement
 from astrolabe_rewards.qwen_prompt import PromptEncoder
-from astrolabe_rewards.qwen_weights import Checkpoint, require
+from astrolabe_rewards.qwen_weights import Checkpoint
 from astrolabe_rewards.reward import Reward
 from astrolabe_rewards.weights import digest
 
@@ -54,8 +54,7 @@ class QwenPlacement(Placement):
     quantization: Quantization | None
 
     def __post_init__(self) -> None:
-        for package, name in (("transformers", "transformers"), ("PIL", "Pillow")):
-            require(package, self.asker, f"{installs('qwen')} ({name} is among them)")
+        require("qwen", self.asker)
         super().__post_init__()
         if self.quantization is not None:
             if self.quantization not in get_args(Quantization):

@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -150,16 +149,6 @@ class Checkpoint:
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return self.files.shapes[self._names[name]] if name in self._names else ()
-
-
-def require(package: str, asker: str, install: str) -> None:
-    """Refuse to go on without a package.
-
-    Raises:
-        ModuleNotFoundError: If it is not installed.
-    """
-    if find_spec(package) is None:
-        raise ModuleNotFoundError(f"{asker} needs {package}. Install it: {install}.", name=package)
 
 
 def _renamed(files: TensorFiles, prefix: str) -> dict[str, str]:

@@ -9,7 +9,6 @@ measure of how well things move.
 
 import hashlib
 import math
-from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -20,7 +19,7 @@ from torch.nn import functional
 from astrolabe_rewards.errors import WeightsError
 from astrolabe_rewards.needs import RAFT_FILES as FILES
 from astrolabe_rewards.needs import RAFT_URL as _URL
-from astrolabe_rewards.needs import installs, raft_file
+from astrolabe_rewards.needs import raft_file, require
 from astrolabe_rewards.network import Network
 from astrolabe_rewards.placement import Placement, shared
 from astrolabe_rewards.reward import Reward
@@ -130,11 +129,7 @@ class RaftDynamics(Reward):
             raise ValueError(f"size is {size!r}. Choose from: {tuple(FILES)}.")
         if micro_batch < 1 or micro_batch != int(micro_batch):
             raise ValueError(f"micro_batch is {micro_batch!r}. Give the pairs of a forward, as 4.")
-        if find_spec("torchvision") is None:
-            raise ModuleNotFoundError(
-                f"{self.name} needs torchvision. Install it: {installs('flow')}.",
-                name="torchvision",
-            )
+        require("flow", self.name)
         self.size = size
         self._micro_batch = int(micro_batch)
         self._file = _located(weights, size)

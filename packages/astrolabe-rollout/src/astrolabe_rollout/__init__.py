@@ -38,6 +38,8 @@ __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:  # any public name
+    if name == "__version__":
+        return import_module("importlib.metadata").version("astrolabe-rollout")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -14,14 +14,17 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
-from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
 
 from astrolabe_rollout.batch_cache import Part
 from astrolabe_rollout.cache import KVCache, expand
 from astrolabe_rollout.cache_rule import CacheRule
+from astrolabe_rollout.extras import wan_extra
 from astrolabe_rollout.rope import rotate
+
+with wan_extra():
+    from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+    from diffusers.models.transformers.transformer_wan import WanAttention
 
 KeyValue = tuple[Tensor, Tensor]
 

@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from astrolabe_rollout.conversion import (
@@ -23,6 +20,7 @@ from astrolabe_rollout.conversion import (
 )
 from astrolabe_rollout.derived import without_tables
 from astrolabe_rollout.errors import CheckpointError
+from astrolabe_rollout.extras import wan_extra
 from astrolabe_rollout.quantised import dequantise
 from astrolabe_rollout.wan_config import (
     check_scheduler,
@@ -30,6 +28,11 @@ from astrolabe_rollout.wan_config import (
     in_diffusers_words,
     read_json,
 )
+
+with wan_extra():
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
 ENDINGS: Final = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 WAN_HEAD_DIM: Final = 128

@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from typing import Final
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
 from astrolabe_rollout.errors import CheckpointError
+from astrolabe_rollout.extras import wan_extra
+
+with wan_extra():
+    from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
 #: Wan's own table of rotations, one complex number for each position and pair of channels, and
 #: diffusers' two of cosines and sines. Their modules compute them anew.

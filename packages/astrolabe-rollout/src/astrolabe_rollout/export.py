@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from safetensors.torch import save_file
 from torch import Tensor
 
 from astrolabe_rollout.conversion import to_original
+from astrolabe_rollout.extras import wan_extra
 from astrolabe_rollout.lora_files import read_lora
 from astrolabe_rollout.lora_formats import write_diffusers, write_original, write_peft
 from astrolabe_rollout.lora_notes import CONFIG_FILE
+
+with wan_extra():
+    from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+    from safetensors.torch import save_file
 
 MERGED: Final = "merged"
 #: Endings of a target by format; none: a folder.

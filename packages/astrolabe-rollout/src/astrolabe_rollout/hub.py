@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, is_offline_mode, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    RepositoryNotFoundError,
-)
-from huggingface_hub.utils._paths import filter_repo_objects
-
 from astrolabe_rollout.errors import CheckpointError
+from astrolabe_rollout.extras import wan_extra
+
+with wan_extra():
+    from huggingface_hub import HfApi, constants, is_offline_mode, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+    )
+    from huggingface_hub.utils._paths import filter_repo_objects
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(/[\w./+-]+)?")
 

@@ -15,16 +15,13 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.functional import cast_adapter_dtype
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from astrolabe_rollout.checkpoints import load_checkpoint
 from astrolabe_rollout.conversion import difference
 from astrolabe_rollout.errors import CheckpointError, PrecisionWarning
+from astrolabe_rollout.extras import wan_extra
 from astrolabe_rollout.lora_files import Adapter, read_lora
 from astrolabe_rollout.lora_formats import write_peft
 from astrolabe_rollout.merging import (
@@ -35,6 +32,12 @@ from astrolabe_rollout.merging import (
     warn_if_weak,
     with_updates,
 )
+
+with wan_extra():
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+    from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft.functional import cast_adapter_dtype
+    from peft.tuners.lora import LoraLayer
 
 #: All ten linear layers of a block: two attentions with four each, and the feed-forward's two.
 LORA_TARGETS: Final = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")

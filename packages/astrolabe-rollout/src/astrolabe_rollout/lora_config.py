@@ -8,14 +8,16 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, Final
 
-from peft import LoraConfig
-from peft.tuners.tuners_utils import check_target_module_exists
-from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND
-
 from astrolabe_rollout.conversion import bare
 from astrolabe_rollout.errors import CheckpointError
+from astrolabe_rollout.extras import wan_extra
 from astrolabe_rollout.lora_names import Entries, original_name
 from astrolabe_rollout.lora_scale import Statement, of_settings
+
+with wan_extra():
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND
 
 #: Which layers a configuration speaks of.
 _TARGETS: Final = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")

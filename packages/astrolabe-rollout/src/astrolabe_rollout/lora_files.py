@@ -6,18 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME, LORA_WEIGHT_NAME_SAFE
-from peft import LoraConfig
-from safetensors import safe_open
 from torch import Tensor
 
 from astrolabe_rollout.checkpoints import ENDINGS, read_file
 from astrolabe_rollout.errors import CheckpointError
+from astrolabe_rollout.extras import wan_extra
 from astrolabe_rollout.hub import locate
 from astrolabe_rollout.lora_config import configured, named_layers, of_peft
 from astrolabe_rollout.lora_names import Entries, sort_entries
 from astrolabe_rollout.lora_notes import CONFIG_FILE, notes_of_others, peft_settings
 from astrolabe_rollout.lora_scale import scales
+
+with wan_extra():
+    from diffusers.loaders.lora_base import LORA_WEIGHT_NAME, LORA_WEIGHT_NAME_SAFE
+    from peft import LoraConfig
+    from safetensors import safe_open
 
 logger = logging.getLogger(__name__)
 

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
-from peft import LoraConfig
-from safetensors.torch import save
 from torch import Tensor
 
 from astrolabe_rollout.errors import CheckpointError
+from astrolabe_rollout.extras import wan_extra
 from astrolabe_rollout.lora_files import WEIGHTS_FILE
 from astrolabe_rollout.lora_names import PREFIX, original_name
 from astrolabe_rollout.lora_notes import CONFIG_FILE
+
+with wan_extra():
+    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
+    from peft import LoraConfig
+    from safetensors.torch import save
 
 #: Settings that say nothing of what the adapter computes.
 _BOOKKEEPING: Final = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version")

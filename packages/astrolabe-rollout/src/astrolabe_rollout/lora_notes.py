@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-
 from astrolabe_rollout.conversion import bare
 from astrolabe_rollout.errors import CheckpointError
+from astrolabe_rollout.extras import wan_extra
 from astrolabe_rollout.lora_config import of_peft
 from astrolabe_rollout.lora_names import Entries
 from astrolabe_rollout.lora_scale import (
@@ -21,6 +20,9 @@ from astrolabe_rollout.lora_scale import (
     of_settings,
     speaks_of_strength,
 )
+
+with wan_extra():
+    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 
 CONFIG_FILE: Final = "adapter_config.json"
 

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from astrolabe_rollout.conversion import bare
 from astrolabe_rollout.errors import CheckpointError
+from astrolabe_rollout.extras import wan_extra
 from astrolabe_rollout.lora_names import Entries, original_name
+
+with wan_extra():
+    from peft.utils.other import get_pattern_key
 
 ALPHAS: Final = ("lora_alpha", "network_alpha", "ss_network_alpha", "linear_alpha", "alpha")
 RANKS: Final = ("r", "rank", "lora_rank", "lora_dim", "network_dim", "ss_network_dim")

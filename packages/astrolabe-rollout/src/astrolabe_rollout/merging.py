@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from astrolabe_rollout.checkpoints import is_precise, rounded
 from astrolabe_rollout.errors import CheckpointError, PrecisionWarning
+from astrolabe_rollout.extras import wan_extra
+
+with wan_extra():
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+    from peft.tuners.lora import LoraLayer
 
 #: By how much the strength that arrived may differ from 1: as much as an adapter turned down or up
 #: by a twentieth, which is far less than what a few more training steps change.

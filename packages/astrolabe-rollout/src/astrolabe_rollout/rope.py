@@ -9,8 +9,12 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from torch import Tensor
+
+from astrolabe_rollout.extras import wan_extra
+
+with wan_extra():
+    from diffusers.models.embeddings import get_1d_rotary_pos_embed
 
 
 @lru_cache(maxsize=256)

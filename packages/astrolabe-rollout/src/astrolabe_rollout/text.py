@@ -5,12 +5,16 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 
-import ftfy
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, UMT5EncoderModel
+
+from astrolabe_rollout.extras import wan_extra
+
+with wan_extra():
+    import ftfy
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, UMT5EncoderModel
 
 _log = logging.getLogger(__name__)
 

@@ -8,21 +8,24 @@ no other.
 from pathlib import Path
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
-from transformers import UMT5Config, UMT5EncoderModel
 
 from astrolabe_rollout import world
 from astrolabe_rollout.codec import PatchCodec
 from astrolabe_rollout.errors import CheckpointError
+from astrolabe_rollout.extras import wan_extra
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.model import VideoModel
 from astrolabe_rollout.needs import TINY_PARTS as PARTS
 from astrolabe_rollout.schedule import FlowSchedule
 from astrolabe_rollout.text import TextEncoder, word_tokenizer
 from astrolabe_rollout.transformer import CausalWan
+
+with wan_extra():
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from transformers import UMT5Config, UMT5EncoderModel
 
 GEOMETRY = Geometry(world.SIZE, world.SIZE, window=9, sink=3)
 SHIFT = 3.0  # 5 is for 832x480 pixels; the fewer the pixels, the more a noise level hides

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -27,8 +26,12 @@ from astrolabe_rollout.attention import (
 from astrolabe_rollout.batch_cache import BatchCache, Cache, Part
 from astrolabe_rollout.cache import KVCache
 from astrolabe_rollout.cache_rule import CacheRule
+from astrolabe_rollout.extras import wan_extra
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.rope import rotations
+
+with wan_extra():
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
 
 class _Timesteps(nn.Module):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
 from astrolabe_rollout.checkpoints import (
     infer_config,
@@ -22,6 +21,7 @@ from astrolabe_rollout.checkpoints import (
     read_config,
 )
 from astrolabe_rollout.errors import CheckpointError
+from astrolabe_rollout.extras import wan_extra
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.hub import locate
 from astrolabe_rollout.lora import load_lora, merge_lora, merge_update
@@ -34,6 +34,9 @@ from astrolabe_rollout.text import TextEncoder
 from astrolabe_rollout.transformer import CausalWan
 from astrolabe_rollout.wan_components import load_codec, load_text_encoder
 from astrolabe_rollout.wan_vae import WanCodec
+
+with wan_extra():
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
 Size = Literal["1.3b", "14b", "any"]
 

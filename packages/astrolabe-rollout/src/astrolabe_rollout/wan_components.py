@@ -4,13 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from transformers import AutoTokenizer, UMT5EncoderModel
 
 from astrolabe_rollout.errors import CheckpointError
+from astrolabe_rollout.extras import wan_extra
 from astrolabe_rollout.text import TextEncoder
 from astrolabe_rollout.wan_config import check_text_encoder, check_vae, read_json
 from astrolabe_rollout.wan_vae import WanCodec
+
+with wan_extra():
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from transformers import AutoTokenizer, UMT5EncoderModel
 
 
 def load_text_encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> TextEncoder:

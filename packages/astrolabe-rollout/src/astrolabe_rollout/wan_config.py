@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-
 from astrolabe_rollout.errors import CheckpointError
+from astrolabe_rollout.extras import wan_extra
+
+with wan_extra():
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
 #: Settings by their names; their values have many types.
 Config = Mapping[str, Any]

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor, nn
 
+from astrolabe_rollout.extras import wan_extra
 from astrolabe_rollout.wan_config import check_vae
+
+with wan_extra():
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
 
 class WanCodec(nn.Module):
