@@ -16,7 +16,7 @@ ABSENT = {
         "diffusers ftfy huggingface_hub peft ray safetensors tokenizers transformers"
     ),
     "astrolabe_rewards": (
-        "PIL cv2 httpx huggingface_hub open_clip starlette tokenizers torchvision transformers "
+        "PIL av cv2 httpx huggingface_hub open_clip starlette tokenizers torchvision transformers "
         "uvicorn"
     ),
     "astrolabe_eval": "tensordict torch",

@@ -26,6 +26,7 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "openclip": ("open_clip",),
     "qwen": ("transformers", "PIL"),
     "serve": ("httpx",),
+    "video": ("av",),
 }
 #: Files of a model folder of transformers.
 MODEL_SETTINGS: Final = ("*.json", "*.txt", "*.model")

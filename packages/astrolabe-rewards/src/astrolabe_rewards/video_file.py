@@ -8,7 +8,6 @@ without a word. astrolabe-eval reads them.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, SupportsBytes, cast
 
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from astrolabe_rewards.errors import VideoError
-from astrolabe_rewards.needs import installs
+from astrolabe_rewards.needs import require
 
 if TYPE_CHECKING:
     import av
@@ -60,8 +59,7 @@ def read_video(path: str | Path) -> VideoFile:
             not flat, upright pictures of square pixels in the range of BT.709.
     """
     path = Path(path)
-    if find_spec("av") is None:
-        raise ModuleNotFoundError(f"reading video files needs PyAV: {installs('video')}")
+    require("video", "reading video files")
     frames: list[NDArray[np.uint8]] = []
     times: list[Fraction | None] = []
     with _opened(path) as (container, stream):
