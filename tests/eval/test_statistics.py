@@ -101,7 +101,7 @@ def test_large_samples_are_drawn_in_parts_without_changing_the_answer(monkeypatc
         ([1.0], {}, "at least 2 samples"),
         ([[1.0, 2.0]], {}, r"\(1, 2\)"),
         ([1.0, float("nan")], {}, "Sample 1 is nan"),
-        ([1.0, 2.0], {"level": 95}, "level=95"),
+        ([1.0, 2.0], {"level": 95}, "level is 95"),
         ([1.0, 2.0], {"method": "magic"}, "'magic'"),
         ([1.0, 2.0], {"prompts": ["a"]}, "2 samples have 1 prompts"),
     ],

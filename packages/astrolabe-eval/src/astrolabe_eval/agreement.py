@@ -9,13 +9,14 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import NormalDist
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from astrolabe_eval.changes import LEVEL
 from astrolabe_eval.grouping import independent, members_of
+from astrolabe_eval.rows import as_row, check_share, precision
 from astrolabe_eval.subsets import least_prompts
 
 Floats = NDArray[np.float64]
@@ -106,7 +107,11 @@ def agree(
         >>> result["disputed"][0]["video"], result["disputed"][0]["gap"]
         (0, 1.0)
     """
-    table = {name: _levels(np.asarray(row)) for name, row in scores.items()}
+    check_share("level", level)
+    table = {
+        name: _levels(as_row(f"scores[{name!r}]", row), precision(row))
+        for name, row in scores.items()
+    }
     lengths = {len(row) for row in table.values()}
     if len(table) < 2 or len(lengths) != 1:
         raise ValueError(
@@ -132,15 +137,14 @@ def agree(
     }
 
 
-def _levels(row: NDArray[Any]) -> Floats:  # Any: of the precision in which the scores come
+def _levels(row: Floats, epsilon: float) -> Floats:
     """The scores, float64 ``[n]``; those that follow one another by rounding alone are made equal.
 
     Scores come from networks, in float32 at best, even where they are kept in float64.
     """
-    values = np.array(row, dtype=np.float64).reshape(-1)  # a copy
+    values = row.copy()
     single = np.finfo(np.float32).eps
-    coarse = row.dtype.kind == "f" and np.finfo(row.dtype).eps > single
-    blur = 2 * np.finfo(row.dtype).eps if coarse else 8 * single
+    blur = 2 * epsilon if epsilon > single else 8 * single
     known = np.flatnonzero(np.isfinite(values))
     order = known[np.argsort(values[known], kind="stable")]
     ascending = values[order]

@@ -1,17 +1,22 @@
 """Score generated videos and keep what a comparison needs."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from astrolabe_eval.errors import SuiteError
 from astrolabe_eval.frames import Frames
 from astrolabe_eval.generation import Progress, Step, generate
-from astrolabe_eval.keys import PIXELS, REWARD, SCORE, VALID
+from astrolabe_eval.keys import FPS, PIXELS, REWARD, SCORE, VALID
+from astrolabe_eval.rows import as_row
 from astrolabe_eval.suites import Suite
 from astrolabe_eval.torch_extra import require_torch
+from astrolabe_eval.video_folder import Prompts, VideoFiles, find_videos, read_batches
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
@@ -50,7 +55,92 @@ class Evaluation:
     held_out: tuple[str, ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def from_folder(
+        cls,
+        folder: str | Path,
+        scorer: Step,
+        *,
+        prompts: Prompts | None = None,
+        judges: Mapping[str, Step] | None = None,
+        batch_size: int = 8,
+    ) -> Self:
+        """Score the video files of a folder.
+
+        Two folders pair up, video by video, if the prompts of their files are the same: give both
+        the same names, or the same prompts.
+
+        Args:
+            folder: Of the files: mp4, webm, mov, mkv or avi, in the order of their names, numbers
+                by their size.
+            scorer: As in :func:`evaluate_suite`; if it writes one score and no reward, that score
+                is the total too.
+            prompts: What the videos should show: as many prompts as files in the order of the
+                files, a text file of them, a `Suite`, or a dictionary of file names to prompts.
+                None: the names say it, as those of VBench do (``"{prompt}-{number}.mp4"``); names
+                without a letter are no prompts, and scorers get none.
+            judges: As in :func:`evaluate_suite`.
+            batch_size: Neighbours of one size that are scored together, at most.
+
+        Returns:
+            Scores in the order of the names; videos are read again when they are looked at. A file
+            that cannot be read is listed in ``missing``.
+
+        Raises:
+            SuiteError: If there is no video, none can be read, or prompts and files do not fit.
+            ValueError: As in :func:`score_suite`, or if ``batch_size`` is below 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}. Use 1 or more.")
+        require_torch("Evaluation.from_folder")
+        videos = find_videos(folder, prompts)
+        rewards: list[Scores] = []
+        judged: list[Scores] = []
+        kept: list[int] = []
+        rates: list[float] = []
+        missing: dict[str, str] = {}
+        for numbers, batch, broken in read_batches(videos, batch_size):
+            missing |= {videos.paths[number].name: why for number, why in broken.items()}
+            if numbers:
+                rewards.append(_with_total(score_suite([batch.copy()], scorer)))
+                judged.append(_judge(batch, judges or {}))
+                rates += batch[FPS].tolist()
+                kept += numbers
+        if not kept:
+            raise SuiteError(
+                f"no video of {str(folder)!r} can be read: {next(iter(missing.values()))}"
+            )
+        suite = videos.suite
+        return cls(
+            suite=Suite(
+                suite.name,
+                tuple(suite.prompts[number] for number in kept),
+                tuple(suite.seeds[number] for number in kept),
+            ),
+            rewards=_join(rewards),
+            judges=_join(judged),
+            videos=VideoFiles([videos.paths[number] for number in kept]),
+            fps=max(set(rates), key=rates.count),
+            missing=missing,
+        )
+
     def __post_init__(self) -> None:
+        if not isinstance(self.suite, Suite):
+            raise TypeError(f"suite is a {type(self.suite).__name__}. Give Suite(name, prompts).")
+        if not 0 < self.fps < math.inf:
+            raise ValueError(f"fps is {self.fps!r}. Use more than 0 frames per second.")
+        for kind in ("rewards", "judges"):
+            rows = getattr(self, kind)
+            if not isinstance(rows, Mapping):
+                raise TypeError(
+                    f"{kind} is a {type(rows).__name__}. Give names with one number for each "
+                    "prompt: {'total': [0.5, 0.7]}."
+                )
+            # Lists and tensors are welcome; what is kept cannot change under a comparison.
+            given = {name: as_row(f"{kind}[{name!r}]", row) for name, row in rows.items()}
+            object.__setattr__(self, kind, given)
+        if isinstance(self.held_out, str):
+            raise TypeError(f"held_out is {self.held_out!r}. Give a tuple of names.")
         if TOTAL not in self.rewards:
             raise ValueError(f"rewards has no {TOTAL!r}, only {sorted(self.rewards)}. Add it.")
         if wrong := sorted(set(self.held_out) - (self.rewards.keys() - {TOTAL})):
@@ -151,6 +241,16 @@ def evaluate_suite(
     )
 
 
+def _with_total(scores: Scores) -> Scores:
+    """Scores with their total: that of a scorer with one number is this number."""
+    if TOTAL not in scores and len(scores) != 1:
+        raise ValueError(
+            f"The scorer wrote {sorted(scores)} and no ('next', 'reward'), so there is no total. "
+            "Let it write that entry: their weighted sum."
+        )
+    return scores if TOTAL in scores else {TOTAL: next(iter(scores.values())), **scores}
+
+
 def _judge(batch: "TensorDict", judges: Mapping[str, Step]) -> Scores:
     found: Scores = {}
     for name, judge in judges.items():
@@ -169,7 +269,16 @@ def _join(parts: list[Scores]) -> Scores:
 def _collect(batch: "TensorDict", count: int) -> Scores:
     """The scores in one batch, each float64 ``[count]``."""
     import torch
+    from tensordict import TensorDict, TensorDictBase
 
+    if not isinstance(batch, TensorDictBase):
+        raise TypeError(
+            f"The scorer returned a {type(batch).__name__}. Return the batch with its scores."
+        )
+    if not isinstance(batch.get(SCORE, TensorDict()), TensorDictBase):
+        raise TypeError(
+            "The scorer wrote 'score' itself. Write ('score', name): scores have names."
+        )
     entries = dict(batch[SCORE].items()) if SCORE in batch.keys() else {}  # noqa: SIM118
     if REWARD in batch.keys(include_nested=True):
         entries[TOTAL] = batch[REWARD]
@@ -180,6 +289,9 @@ def _collect(batch: "TensorDict", count: int) -> Scores:
         )
     scores: Scores = {}
     for name, values in entries.items():
+        if not isinstance(values, torch.Tensor) or values.is_complex():
+            kind = values.dtype if isinstance(values, torch.Tensor) else type(values).__name__
+            raise TypeError(f"Score {name!r} is a {kind}. Write a tensor with one number for each.")
         row = values.detach().to("cpu", torch.float64).reshape(-1).numpy()
         if len(row) != count:
             raise ValueError(

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from astrolabe_eval.grouping import by_prompt, per_prompt
+from astrolabe_eval.rows import as_row, check_share
 from astrolabe_eval.subsets import equal, subset_interval
 
 Method = Literal["subset", "bca", "percentile"]
@@ -67,21 +68,19 @@ def bootstrap_interval(
         >>> f"{low:.1f} {high:.1f}"
         '2.3 6.7'
     """
-    samples = np.asarray(values, dtype=np.float64)
-    if samples.ndim != 1 or len(samples) < 2:
+    samples = as_row("values", values)
+    if len(samples) < 2:
         raise ValueError(
-            f"An interval needs at least 2 samples in one row, not an array of shape "
-            f"{samples.shape}. Add prompts to the suite."
+            f"An interval needs at least 2 samples, not {len(samples)}. Add prompts to the suite."
         )
     if not np.isfinite(samples).all():
         bad = int(np.flatnonzero(~np.isfinite(samples))[0])
         raise ValueError(f"Sample {bad} is {samples[bad]}. Leave out what could not be scored.")
     if prompts is not None and len(prompts) != len(samples):
         raise ValueError(f"{len(samples)} samples have {len(prompts)} prompts. Give one for each.")
-    if not 0 < level < 1 or resamples < 1:
-        raise ValueError(
-            f"level={level} and resamples={resamples}: use a level in (0, 1) and 1 or more draws."
-        )
+    check_share("level", level)
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}. Use 1 or more draws.")
     if method == "subset":
         means, counts = by_prompt(samples, prompts)
         return subset_interval(means, counts, level=level, resamples=resamples, seed=seed)

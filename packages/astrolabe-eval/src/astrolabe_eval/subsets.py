@@ -13,6 +13,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from astrolabe_eval.rows import check_share
+
 Floats = NDArray[np.float64]
 
 #: How many values are held at once, so that memory does not grow with the suite.
@@ -30,6 +32,7 @@ def least_prompts(level: float = 0.95) -> int:
     >>> least_prompts(0.95), least_prompts(0.99)
     (6, 8)
     """
+    check_share("level", level)
     return math.ceil(1 - math.log2(1 - level) - 1e-9)
 
 

@@ -6,10 +6,9 @@ what is there is complete, and what is not is made by the next one that comes.
 
 import json
 import math
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self
 
 import numpy as np
 
@@ -19,7 +18,8 @@ from astrolabe_eval.frames import Frames
 from astrolabe_eval.mp4_boxes import check_complete
 from astrolabe_eval.scoring import Evaluation
 from astrolabe_eval.suites import Suite
-from astrolabe_eval.video_io import read_mp4, write_mp4
+from astrolabe_eval.video_folder import VideoFiles
+from astrolabe_eval.video_io import write_mp4
 
 #: Number of a sample in a file name; suites of more than a million prompts need more digits.
 _DIGITS = 6
@@ -188,29 +188,6 @@ class SuiteFolder:
             raise VideoError("its video is gone")
         check_complete(self.video(index))
         return row
-
-
-class VideoFiles(Sequence[Frames]):
-    """Videos that are read when they are looked at.
-
-    Args:
-        paths: mp4 files.
-    """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = tuple(paths)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @overload
-    def __getitem__(self, index: int) -> Frames: ...
-    @overload
-    def __getitem__(self, index: slice) -> "VideoFiles": ...
-    def __getitem__(self, index: int | slice) -> "Frames | VideoFiles":
-        if isinstance(index, slice):
-            return VideoFiles(self.paths[index])
-        return read_mp4(self.paths[operator.index(index)]).frames
 
 
 def fill(

@@ -6,6 +6,7 @@ from the prompt, whatever its place in the list.
 """
 
 import hashlib
+import operator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,9 @@ class Suite:
                 "Give a tuple of strings."
             )
         prompts = tuple(self.prompts)
-        seeds = tuple(self.seeds) or tuple(range(FIRST_SEED, FIRST_SEED + len(prompts)))
+        seeds = tuple(map(self._seed, self.seeds)) or tuple(
+            range(FIRST_SEED, FIRST_SEED + len(prompts))
+        )
         # Lists are welcome too, but what is stored cannot change under a running comparison.
         object.__setattr__(self, "prompts", prompts)
         object.__setattr__(self, "seeds", seeds)
@@ -69,6 +72,15 @@ class Suite:
                 raise SuiteError(
                     f"Seed {index} of suite {self.name!r} is {seed}. Use 0 to 2**63 - 1."
                 )
+
+    def _seed(self, seed: object) -> int:
+        """A seed of a list, an array or a tensor as a plain number."""
+        try:
+            return operator.index(seed)  # type: ignore[arg-type]  # what is no whole number raises
+        except TypeError:
+            raise SuiteError(
+                f"A seed of suite {self.name!r} is {seed!r}. Use whole numbers."
+            ) from None
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from astrolabe_eval.grouping import effective_count, independent
+from astrolabe_eval.rows import as_row, check_share
 
 
 class WinRate(TypedDict):
@@ -50,7 +51,7 @@ def win_rate(outcomes: ArrayLike, prompts: Sequence[str], *, level: float = 0.95
         >>> win_rate([0.5, 0.25, 0.0, -1.0], ["a", "b", "c", "d"])["rate"]
         0.625
     """
-    signs = np.sign(np.asarray(outcomes, dtype=np.float64))
+    signs = np.sign(as_row("outcomes", outcomes))
     if not len(signs) or len(signs) != len(prompts):
         raise ValueError(
             f"There are {len(signs)} outcomes for {len(prompts)} prompts. "
@@ -90,6 +91,9 @@ def wilson_interval(
     Returns:
         Low and high end.
 
+    Raises:
+        ValueError: If a share is none, or there are no trials.
+
     Example:
         >>> low, high = wilson_interval(0.5, 100)
         >>> f"{low:.3f} {high:.3f}"
@@ -98,6 +102,10 @@ def wilson_interval(
         >>> f"{low:.3f} {high:.3f}"
         '0.404 0.596'
     """
+    check_share("level", level)
+    check_share("rate", rate, ends=True)
+    if not count > 0:
+        raise ValueError(f"count is {count}. An interval needs more than 0 trials.")
     z = NormalDist().inv_cdf((1 + level) / 2)
     if continuity:
         # The upper end is the lower one of the share of losses.

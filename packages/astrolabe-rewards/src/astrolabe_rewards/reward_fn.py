@@ -77,7 +77,7 @@ class Portable(Rewired):
                 videos = [_shown_in(each) for each in split(completions)]
                 rates = columns.get("fps")
                 notes = None if rates is None else [{"fps": rate} for rate in _listed(rates)]
-                found = self._judge(videos, prompts, notes, fps, batch_size, AVERAGE)
+                found = self._score_all(videos, prompts, notes, fps, batch_size, AVERAGE)
                 return [None if math.isnan(score) else score for score in found[total]]
             if columns:
                 raise TypeError(
@@ -86,7 +86,7 @@ class Portable(Rewired):
                 )
             if ref_images is not None:
                 raise ValueError(f"{self._wired[0]}: ref_images are given, and nothing reads them.")
-            found = self._judge(split(images), prompts, metadata, fps, batch_size, AVERAGE)
+            found = self._score_all(split(images), prompts, metadata, fps, batch_size, AVERAGE)
             info = {"scores": found, "unscored": sum(map(math.isnan, found[total]))}
             return (found if by_name else found[total]), info
 
@@ -121,7 +121,7 @@ class Portable(Rewired):
         for index, file in enumerate(files):
             if not isinstance(file, (str, os.PathLike)):
                 raise TypeError(f"paths[{index}] is a {type(file).__name__}. Give paths of files.")
-        return self._judge(files, prompts, None, None, batch_size, TOTAL)
+        return self._score_all(files, prompts, None, None, batch_size, TOTAL)
 
     def _score_keys(self) -> dict[str, NestedKey]:
         """Name of each score to where it is written."""
@@ -140,7 +140,7 @@ class Portable(Rewired):
         """Write what follows from the scores of all videos."""
         return whole
 
-    def _judge(
+    def _score_all(
         self,
         videos: list[Any],  # Any: see `as_pixels`
         prompts: Any,

@@ -74,7 +74,7 @@ def read_video(path: str | Path) -> VideoFile:
             picture = converter[1].pull().to_ndarray()
             if frames and picture.shape != frames[0].shape:
                 raise VideoError(f"{str(path)!r} changes its size. Write it with one size.")
-            frames.append(picture)
+            frames.append(picture.astype(np.uint8, copy=False))
             times.append(None if frame.pts is None else frame.pts * Fraction(frame.time_base or 0))
         rates = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate]
         tick = Fraction(stream.time_base or 0)
