@@ -26,6 +26,7 @@ from astrolabe_rewards import CompositeReward, FlowMQ, SharpnessVQ, TinyTextRewa
 from astrolabe_rewards.scoring_process import ScoringProcess
 from astrolabe_rewards.wire import Request, UnavailableError
 from astrolabe_rewards.worker import ScoringWorker
+from astrolabe_rewards.worker_process import build
 
 #: A reward that does what the first prompt says.
 OBEDIENT = """
@@ -504,3 +505,34 @@ def test_a_worker_in_an_environment_of_its_own_gives_the_same_scores(make_batch)
         assert torch.equal(worker(make_batch(pixels))["score", "sharpness_vq"], here)
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     assert gone(pid, *map(int, children))
+
+
+def scoring_function(batch):
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("setup", "message"),
+    [
+        ({"target": "obedient:bare"}, r"obedient:bare\(batch\) cannot be called.*return bare"),
+        ({"target": "obedient:Obedient", "options": {"twice": 1}}, "Mend the options"),
+        ({"target": "obedient:torch"}, "obedient:torch is a module, which makes no scorer"),
+        ({"target": "obedient:nothing"}, "made a NoneType, which is no scorer"),
+        ({"target": "obedient:unnamed"}, "makes a callable without a name.*option 'name'"),
+    ],
+)
+def test_a_target_that_makes_no_scorer_is_one_line(tmp_path, monkeypatch, setup, message):
+    extra = "def bare(batch): ...\ndef nothing(): ...\ndef unnamed(): return lambda batch: batch\n"
+    (tmp_path / "obedient.py").write_text(OBEDIENT + extra)
+    monkeypatch.syspath_prepend(tmp_path)
+    whole = {"options": {}, "name": "", "device": None, "path": []} | setup
+    monkeypatch.delitem(sys.modules, "obedient", raising=False)
+    with pytest.raises(TypeError, match=message) as told:
+        build(whole)
+    assert "\n" not in str(told.value)
+
+
+def test_a_target_is_told_by_its_name():
+    for target, name in ((scoring_function, "scoring_function"), (SharpnessVQ, "SharpnessVQ")):
+        with pytest.raises(TypeError, match=f"'module:Class': '{target.__module__}:{name}'"):
+            ScoringWorker(target=target)
