@@ -32,8 +32,8 @@ WITHOUT = {
     "astrolabe-eval": (("torch", "tensordict", "torchrl"), ("torchrl", "diffusers")),
     "astrolabe": ((), ()),
 }
-#: The extra that the examples of a README need.
-EXTRA = {"astrolabe-rollout": "wan", "astrolabe-rewards": "opencv", "astrolabe-eval": "torch"}
+#: The extras that the examples of a README need, with commas between them.
+EXTRA = {"astrolabe-rollout": "wan", "astrolabe-rewards": "opencv,video", "astrolabe-eval": "torch"}
 NAMES = """
 import importlib, importlib.util, inspect, pkgutil, sys
 module, *absent = sys.argv[1:]
@@ -140,7 +140,7 @@ def check(package: str, wheels: dict[str, Path], options: argparse.Namespace, fo
         suffix = f"[{extra}]" if extra else ""
         url = f"{package}{suffix} @ git+file://{ROOT}#subdirectory={where}/{package}"
         wanted = url if options.git else f"{wheels[package]}{suffix}"
-        needs = list(required(wheels, package, {extra}))
+        needs = list(required(wheels, package, set(extra.split(","))))
         install = ["uv", "pip", "install", "--quiet", "--python", python]
         install += ["--find-links", wheels[package].parent, wanted]
         run(*install, *chosen(options.resolution, package, needs, folder), cwd=folder)
