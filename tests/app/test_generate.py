@@ -24,7 +24,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def random_model(small):
-    return ["--set", small[0]]
+    return ["--set", small[0], "--set", small[1]]
 
 
 def run(*arguments):
@@ -100,7 +100,8 @@ def test_videos_go_on_from_a_picture_or_a_video(folder, random_model):
     frames = read_mp4(folder / "videos" / "000-a-red-circle.mp4").frames
     assert len(frames) == 21 + 12  # six latent frames fit beside a chunk
     write_mp4(folder / "picture.mp4", read_mp4(source).frames[:1], 16)
-    assert run(*again[:-3], "picture.mp4", *random_model, "--out", "still") == 0
+    begin = ["--begin", "picture.mp4", *random_model]
+    assert run("generate", "a red circle", "--frames", "9", *begin, "--out", "still") == 0
     assert len(read_mp4(folder / "still" / "000-a-red-circle.mp4").frames) == 1 + 12
 
 

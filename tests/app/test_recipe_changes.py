@@ -29,7 +29,8 @@ def test_another_run_is_refused_with_or_without_force(small_run):
 
 def test_an_option_that_was_not_set_is_a_difference(small_run):
     other = replace(small_run, model=replace(small_run.model, options={}))
-    assert set(differences(small_run, other)) == {"model.options.path", "model.options"}
+    changed = {"model.options.path", "model.options.layers", "model.options"}
+    assert set(differences(small_run, other)) == changed
 
 
 def test_every_safe_name_is_a_setting(small_run):

@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = Path(__file__).parent / "scripts" / "train_steps.py"
 SETTINGS = [
-    *("rollout.num_prompts=4", "rollout.group_size=4", "rollout.batch_size=4"),
+    *("rollout.num_prompts=4", "rollout.group_size=2", "rollout.batch_size=2"),
     *("train.steps=2", "train.updates=2", "train.micro_batch=2"),
 ]
 

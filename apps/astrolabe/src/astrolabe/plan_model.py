@@ -73,7 +73,7 @@ class Blueprint:
             ConfigError: If the sizes do not fit each other.
         """
         if self.tiny:
-            model = build_tiny()
+            model = build_tiny(layers=self.layers)
             model.transformer.to("meta")
             cast(nn.Module, model.codec).to("meta")
         else:
@@ -103,11 +103,11 @@ def blueprint(part: Part) -> Blueprint:
     bound.apply_defaults()
     options = dict(bound.arguments)
     if make is load_tiny:
-        model = build_tiny()
+        model = build_tiny(layers=1)
         assert model.encoder.encoder is not None
         width = model.encoder.encoder.config.d_model
-        size = weight_bytes(model.encoder)
-        return Blueprint(part, options, 6, "cpu", "cpu", size, (model.encoder.length, width))
+        size, shape = weight_bytes(model.encoder), (model.encoder.length, width)
+        return Blueprint(part, options, options["layers"], "cpu", "cpu", size, shape)
     if not describable(part):
         raise ConfigError(
             f"model {part.name!r} is neither the embedded one nor of the Wan family, so its sizes "

@@ -28,11 +28,17 @@ with wan_extra():
     from transformers import UMT5Config, UMT5EncoderModel
 
 GEOMETRY = Geometry(world.SIZE, world.SIZE, window=9, sink=3)
+LAYERS = 6
 SHIFT = 3.0  # 5 is for 832x480 pixels; the fewer the pixels, the more a noise level hides
 
 
-def build_tiny(seed: int = 0) -> VideoModel:
-    """Return the model with random weights, as pretraining starts from it."""
+def build_tiny(seed: int = 0, layers: int = LAYERS) -> VideoModel:
+    """Return the model with random weights, as pretraining starts from it.
+
+    Args:
+        seed: Of the weights.
+        layers: Blocks of the transformer, at least 1; fewer of them take less time.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = WanTransformer3DModel(
@@ -41,7 +47,7 @@ def build_tiny(seed: int = 0) -> VideoModel:
             text_dim=96,
             freq_dim=128,
             ffn_dim=768,
-            num_layers=6,
+            num_layers=layers,
         )
         words = " ".join(world.prompts(False) + world.prompts(True)).split()
         tokenizer = word_tokenizer(words)
@@ -68,18 +74,19 @@ def tiny_modules(model: VideoModel) -> dict[str, nn.Module]:
     return dict(zip(PARTS, modules, strict=True))
 
 
-def load_tiny(path: str | Path | None = None) -> VideoModel:
+def load_tiny(path: str | Path | None = None, layers: int = LAYERS) -> VideoModel:
     """Load the embedded model, frozen.
 
     Args:
         path: Folder with ``transformer``, ``text`` and ``codec.safetensors``; by default the
             shipped ones.
+        layers: Blocks of the transformer in ``path``.
 
     Raises:
         CheckpointError: If a file is missing, damaged, or of another model.
     """
     folder = Path(__file__).parent / "tiny_weights" if path is None else Path(path)
-    model = build_tiny()
+    model = build_tiny(layers=layers)
     for name, module in tiny_modules(model).items():
         file = folder / f"{name}.safetensors"
         try:
