@@ -37,9 +37,11 @@ def spoil(parts):
             parameter.add_(torch.randn_like(parameter))
 
 
-def test_a_run_that_goes_on_repeats_the_uninterrupted_one(small_run, parts):
-    straight = []
-    for step in train(small_run, parts, Clock()):
+def test_a_run_that_goes_on_repeats_the_uninterrupted_one(small_run):
+    follow = replace(small_run.snapshots, old_slope=0.1, reference_max_kl=1e-12)
+    run = replace(small_run, snapshots=follow)
+    parts, straight = compose(run), []
+    for step in train(run, parts, Clock()):
         straight.append(numbers(step))
         if step.number == 1:
             # As through a file: later steps change the tensors in place.
@@ -47,9 +49,12 @@ def test_a_run_that_goes_on_repeats_the_uninterrupted_one(small_run, parts):
                 lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf,
                 checkpoint.capture(parts, 1),
             )
-    fresh = compose(small_run)
+    assert [step["snapshot/old_decay"] for step in straight] == pytest.approx([0.5, 0.6, 0.7])
+    renewed = [step["snapshot/reference_reset"] for step in straight]
+    assert renewed == [step["policy/kl"] > 1e-12 for step in straight] != [False] * 3
+    fresh = compose(run)
     assert checkpoint.apply(fresh, state) == 1
-    assert [numbers(step) for step in train(small_run, fresh, Clock(), first=1)] == straight[1:]
+    assert [numbers(step) for step in train(run, fresh, Clock(), first=1)] == straight[1:]
 
 
 def test_a_held_out_reward_is_watched_and_its_alarm_goes_on_too(small_run):
@@ -205,7 +210,9 @@ def test_a_mean_reward_is_over_the_videos_that_have_one(small_run, parts):
     flow[0] = torch.nan
     batch["score", "flow_mq"] = flow
     parts.disagreement(parts.advantage(parts.reward.combine(batch)))
+    batch["kl", "selected"] = torch.tensor([True, False, False, True]).reshape(4, 1, 1)
     metrics = summarise(small_run, parts, batch)
+    assert metrics["kl/selected_fraction"] == pytest.approx(1 / 3)
     assert metrics["reward/flow_mq"] == pytest.approx(float(flow[1:].mean()))
     assert metrics["reward/total"] == pytest.approx(float(batch["next", "reward"][1:].mean()))
     assert metrics["valid_fraction/flow_mq"] == metrics["advantage/valid_fraction"] == 0.75

@@ -44,6 +44,9 @@ def test_the_reward_is_the_weighted_sum_of_its_terms(make_batch):
     assert batch["score", "first"].flatten().tolist() == [1, 4]
     assert batch["score", "fussy"].flatten().tolist() == [2, 8]
     assert batch["next", "reward"].flatten().tolist() == [-1.5, -6]
+    # Eight last places of 0.5 and 2, of 2 and 8: weights count without their sign.
+    blur = batch["rounding", "next", "reward"].flatten()
+    assert (blur / torch.finfo(torch.float32).eps / 8).tolist() == [2.5, 10]
     assert batch["next", "valid"].all()
     assert batch["next", "reward"].shape == batch["next", "valid"].shape == (2, 1)
 
@@ -109,10 +112,12 @@ def test_a_failing_video_is_marked_and_the_others_are_scored(make_batch):
 
 def test_invalid_videos_do_not_enter_running_statistics(make_batch):
     composite = CompositeReward(
-        {"first": (first_pixel, 1.0)}, normalise="running", on_error="invalid"
+        {"first": (first_pixel, 1.0), "fussy": (fussy, 1.0)},
+        normalise="running",
+        on_error="invalid",
     )
-    batch = composite(make_batch(videos(1, 13, 3)))
-    assert numbers(batch["next", "reward"]) == pytest.approx([-1, None, 1])
+    batch = composite(make_batch(videos(1, 13, 3)))  # the second term could score all of them
+    assert numbers(batch["next", "reward"]) == pytest.approx([-2, None, 2])
 
 
 def grouped(make_batch, levels, groups, windows=None):
