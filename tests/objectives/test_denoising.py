@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torch.distributed.tensor import distribute_tensor
@@ -127,12 +126,6 @@ def test_all_uniform_levels_come_one_from_each_part_of_the_range(network, snapsh
     assert ((low >= 0.5) & (low <= 0.75)).all()
     assert ((high >= 0.75) & (high <= 1)).all()
     assert len(low.unique()) == 6
-
-
-def test_latents_without_all_batch_dimensions_are_refused(loss, clips):
-    windows = TensorDict(clips.unsqueeze(1).to_dict(), batch_size=[6])
-    with pytest.raises(ValueError, match=r"is \(6, 1, 3, 2, 4, 4\).*\[M, f, C, h, w\]"):
-        loss(windows)
 
 
 def test_snapshots_without_old_are_refused(network):

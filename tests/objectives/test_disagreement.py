@@ -178,9 +178,10 @@ def test_a_score_with_a_typing_error_is_answered_with_the_nearest_name(hacked):
         RankDisagreement("vqq")(hacked)
 
 
-def test_a_single_score_is_refused_with_the_way_out():
-    with pytest.raises(ValueError, match=r"no score to compare 'vq' with\. Add a second reward"):
-        RankDisagreement("vq")(make_batch(vq=[1.0, 2.0]))
+def test_with_a_single_score_nothing_is_selected_and_nothing_learned():
+    module = RankDisagreement("vq")
+    assert not module(make_batch(vq=[1.0, 2.0, 9.0]))["kl", "selected"].any()
+    assert module.state_dict() == RankDisagreement("vq").state_dict()
 
 
 @pytest.mark.parametrize("option", [{"mode": "all"}, {"rank_scope": "rank"}, {"sign": "plus"}])

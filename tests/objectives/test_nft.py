@@ -57,11 +57,7 @@ def test_gradient_reaches_the_trained_parameters_only(network, loss, clips, nudg
             assert parameter.grad.abs().max() > 0, name
         else:
             assert parameter.grad is None, name
-    assert not any(
-        value.requires_grad
-        for copy in loss.snapshots.state_dict()["copies"].values()
-        for value in copy.values()
-    )
+    assert not any(value.requires_grad for value in loss.snapshots.values("old").values())
 
 
 def test_kl_is_the_mean_over_selected_clips(network, snapshots, clips, nudge):

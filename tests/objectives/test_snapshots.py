@@ -66,8 +66,12 @@ def test_frozen_parameters_are_not_copied(network, snapshots):
         network.frozen.weight.fill_(5.0)
     with snapshots.use("old"):
         assert (network.frozen.weight == 5.0).all()
-    copied = snapshots.state_dict()["copies"]["old"]
-    assert sorted(copied) == ["adapter.bias", "adapter.weight", "head.bias", "head.weight"]
+    assert sorted(snapshots.values("old")) == [
+        "adapter.bias",
+        "adapter.weight",
+        "head.bias",
+        "head.weight",
+    ]
 
 
 def test_autograd_refuses_a_swap_between_forward_and_backward(network, snapshots, clips):
@@ -191,9 +195,18 @@ def test_copies_survive_saving_and_loading_bit_for_bit(network, snapshots, nudge
     restored = Snapshots(network, "old", "reference")
     restored.load_state_dict(torch.load(tmp_path / "snapshots.pt"))
     for name in ("old", "reference"):
-        kept = snapshots.state_dict()["copies"][name]
-        assert same(kept, restored.state_dict()["copies"][name])
+        assert same(snapshots.values(name), restored.values(name))
     assert restored.advance(1, kl=0.0)["snapshot/reference_epochs"] == 2.0
+
+
+def test_a_state_of_the_form_before_is_loaded(network, snapshots, nudge):
+    before = {name: dict(snapshots.values(name)) for name in snapshots.names}
+    state = {"copies": copy.deepcopy(before), "epochs": 4}
+    nudge(network)
+    snapshots.refresh("old")
+    snapshots.load_state_dict(state)
+    assert same(state["copies"]["old"], snapshots.values("old"))
+    assert snapshots.advance(5, kl=0.0)["snapshot/reference_epochs"] == 5.0
 
 
 def test_old_is_copied_every_few_steps_and_else_left_alone(network, nudge):
@@ -242,7 +255,7 @@ def test_saved_copies_of_other_names_are_refused(network, snapshots):
 
 def test_saved_copies_of_other_shapes_are_refused_and_change_nothing(network, snapshots, nudge):
     state = Snapshots(network, "old", "reference").state_dict()
-    state["copies"]["reference"]["head.bias"] = torch.zeros(7)
+    state["reference.head.bias"] = torch.zeros(7)
     nudge(network)
     snapshots.refresh("old")
     with pytest.raises(SnapshotError, match=r"'reference' does not fit.*'head\.bias'.*LoRA rank"):
@@ -255,9 +268,17 @@ def test_a_network_without_trainable_parameters_is_refused():
         Snapshots(nn.Linear(2, 2).requires_grad_(False), "old")
 
 
-def test_snapshots_without_a_name_are_refused(network):
-    with pytest.raises(ValueError, match="got no names"):
-        Snapshots(network)
+@pytest.mark.parametrize(
+    ("names", "error", "message"),
+    [
+        ([], ValueError, "got no names"),
+        ([["old", "reference"]], TypeError, r"got the name \['old', 'reference'\]\. Give names as"),
+        (["old.1"], ValueError, "got the name 'old.1'. Give letters without a dot"),
+    ],
+)
+def test_snapshots_without_proper_names_are_refused(network, names, error, message):
+    with pytest.raises(error, match=message):
+        Snapshots(network, *names)
 
 
 def test_a_decay_outside_the_unit_interval_is_refused(snapshots):
@@ -284,7 +305,7 @@ def test_copies_of_sharded_parameters_are_saved_as_what_all_ranks_hold(mesh):
     holder.weight = nn.Parameter(distribute_tensor(torch.ones(4, 2), mesh))
     snapshots = Snapshots(holder, "old")
     holder.weight.to_local().detach().fill_(3.0)
-    saved = snapshots.state_dict()["copies"]["old"]["weight"]
+    saved = snapshots.state_dict()["old.weight"]
     assert isinstance(saved, DTensor)
     assert saved.placements == holder.weight.placements
     assert saved.full_tensor().equal(torch.ones(4, 2))
@@ -301,7 +322,7 @@ def test_copies_are_loaded_whole_or_sharded(mesh, sharded, saved_sharded):
 
     snapshots = make(sharded, 1.0)
     snapshots.load_state_dict(make(saved_sharded, 5.0).state_dict())
-    loaded = snapshots.state_dict()["copies"]["old"]["weight"]
+    loaded = snapshots.state_dict()["old.weight"]
     assert isinstance(loaded, DTensor) == sharded
     assert (loaded.full_tensor() if sharded else loaded).equal(torch.full((4, 2), 5.0))
     assert snapshots.deviation("old") == 4.0
@@ -313,7 +334,7 @@ def test_an_adapter_on_a_sharded_base_is_told_to_be_of_a_sharded_network(mesh):
     fully_shard(network, mesh=mesh, ignored_params=set(network[1].parameters()))
     snapshots = Snapshots(network, "old")
     assert snapshots.sharded
-    assert not isinstance(snapshots.state_dict()["copies"]["old"]["1.weight"], DTensor)
+    assert not isinstance(snapshots.state_dict()["old.1.weight"], DTensor)
 
 
 def test_sharded_parameters_without_their_network_are_refused(mesh):
@@ -330,7 +351,7 @@ def test_parameters_can_be_given_by_name(network, nudge):
     with snapshots.use("old"):
         assert network.head.bias.equal(before)
         assert network.head.weight.equal(weight)
-    assert list(snapshots.state_dict()["copies"]["old"]) == ["bias"]
+    assert list(snapshots.values("old")) == ["bias"]
 
 
 def test_fully_sharded_layers_never_run_with_the_weights_of_another_pass(mesh):

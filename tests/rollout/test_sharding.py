@@ -196,18 +196,18 @@ def moves_snapshots_between_sharded_and_lone_runs(mesh):
         for parameter in trainable_parameters(model.transformer.network).values():
             parameter.add_(0.5)
     split.ema("old", 0.75)
-    copies = split.state_dict()["copies"]["old"]
-    assert all(isinstance(value, DTensor) for value in copies.values())
+    copies = split.state_dict()
+    assert all(isinstance(copies[f"old.{name}"], DTensor) for name in split.values("old"))
     assert plain.deviation("old") == 0
     plain.load_state_dict(split.state_dict())
-    values = plain.state_dict()["copies"]["old"]
-    assert all(whole(copies[name]).equal(value) for name, value in values.items())
+    values = plain.values("old")
+    assert all(whole(copies[f"old.{name}"]).equal(value) for name, value in values.items())
     again = Snapshots(model.transformer.network, "old")
     for state in (plain.state_dict(), split.state_dict()):
         again.refresh("old")
         again.load_state_dict(state)
-        loaded = again.state_dict()["copies"]["old"]
-        assert all(whole(loaded[name]).equal(value) for name, value in values.items())
+        loaded = again.state_dict()
+        assert all(whole(loaded[f"old.{name}"]).equal(value) for name, value in values.items())
 
 
 def learns_the_same_compiled(mesh):

@@ -117,7 +117,7 @@ def test_the_folder_holds_the_averaged_adapter_and_no_pickle(folder, parts, save
         "tensors/shard-00001-model-00001-of-00001.safetensors",
     ]
     written = load_file(path / "lora" / "adapter_model.safetensors")
-    old = parts.snapshots.state_dict()["copies"]["old"]
+    old = parts.snapshots.values("old")
     assert len(written) == len(old)
     for name, values in old.items():
         assert torch.equal(written[f"base_model.model.{name.replace('.default', '')}"], values)

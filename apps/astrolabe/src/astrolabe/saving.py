@@ -28,7 +28,7 @@ from astrolabe_rollout.lora import save_lora
 MINIMUM_SPACE = 64 * 2**20
 
 #: Where the averaged adapter is among the tensors of the state.
-OLD = "snapshots/copies/old/"
+OLD = "snapshots/old."
 
 #: A disk that is full, or a user's share of it.
 FULL = {errno.ENOSPC, errno.EDQUOT}

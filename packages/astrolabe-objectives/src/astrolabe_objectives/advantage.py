@@ -11,7 +11,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from astrolabe_objectives.batch import countable, group_ids, read
+from astrolabe_objectives.batch import countable, group_ids, read_numbers
 from astrolabe_objectives.gather import gather_rows
 from astrolabe_objectives.keys import ADVANTAGE, GROUP, INDEX, REWARD, SCORE, VALID
 from astrolabe_objectives.ranks import average_ranks
@@ -57,7 +57,10 @@ class GroupAdvantage(TensorDictModuleBase):
     Raises:
         ValueError: From the constructor for an unknown ``std`` or ``mode``, a negative ``eps``,
             ``rewards`` without ``mode="per_reward"`` or the other way round, or that mode with
-            ``std="none"``; from ``forward`` if a sample has no competitor.
+            ``std="none"``; from ``forward`` if a sample has no competitor, or an entry is not one
+            number for each sample.
+        KeyError: From ``forward`` if the batch lacks an entry.
+        TypeError: From ``forward`` if groups are no whole numbers, or marks no bools.
 
     Example:
         >>> from tensordict import TensorDict
@@ -118,10 +121,10 @@ class GroupAdvantage(TensorDictModuleBase):
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the advantage, float32 ``[*B, 1]``, into ``tensordict`` and return it."""
-        columns = [read(tensordict, key, "GroupAdvantage") for key in self.compared]
-        values, blur = side_by_side(tensordict, self.compared)  # [n, rewards]
-        ids = group_ids(tensordict, self.group_key, self.index_key, "GroupAdvantage")
-        valid = countable(tensordict, self.valid_key, values)
+        reader = "GroupAdvantage"
+        values, blur = side_by_side(tensordict, self.compared, reader)  # [n, rewards]
+        ids = group_ids(tensordict, self.group_key, self.index_key, reader, like=values[:, 0])
+        valid = countable(tensordict, self.valid_key, values, reader)
         everyone, own = gather_rows(self.process_group, values, blur, ids, valid)
         values, blur, ids, valid = everyone
         if self.mode == "per_reward":
@@ -139,7 +142,8 @@ class GroupAdvantage(TensorDictModuleBase):
                 eps=self.eps,
                 blur=blur.squeeze(1),
             )
-        advantage = advantage[own].to(torch.float32).reshape(columns[0].shape)
+        advantage = advantage[own].to(torch.float32)
+        advantage = advantage.reshape(tensordict[self.compared[0]].shape)
         return tensordict.set(self.advantage_key, advantage)
 
 
@@ -254,10 +258,11 @@ def group_statistics(
         standard deviation inside a group of two valid samples or more, in units of the reward, NaN
         without any; ``advantage/valid_fraction``: share of samples that count.
     """
-    reward = read(tensordict, reward_key, "group_statistics").reshape(-1)
-    valid = countable(tensordict, valid_key, reward[:, None])
-    ids = group_ids(tensordict, group_key, index_key, "group_statistics")
-    groups = _Groups.of(reward, ids, valid, rounding_of(tensordict, reward_key))
+    reader = "group_statistics"
+    reward = read_numbers(tensordict, reward_key, reader)
+    valid = countable(tensordict, valid_key, reward[:, None], reader)
+    ids = group_ids(tensordict, group_key, index_key, reader, like=reward)
+    groups = _Groups.of(reward, ids, valid, rounding_of(tensordict, reward_key, reader))
     several = torch.zeros_like(groups.std).index_add(0, groups.inverse, valid.double()) > 1
     return {
         "advantage/zero_std_fraction": float((groups.std == 0).double().mean()),

@@ -1,4 +1,4 @@
-"""The part that all losses on judged clips share: a space of errors, and the pull to a reference.
+"""The part that all losses on judged samples share: a space of errors, and the pull to a reference.
 
 Left out on purpose: what a loss learns from an advantage. That is one file for each objective.
 """
@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
+import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
-from torch import Tensor, ones_like
+from torch import Tensor
 
-from astrolabe_objectives.batch import read
+from astrolabe_objectives.batch import read_numbers
 from astrolabe_objectives.denoising import DenoisingLoss, Draw, Levels, Predictions
 from astrolabe_objectives.keys import ADVANTAGE, SELECTED
-from astrolabe_objectives.kl import selective_kl
+from astrolabe_objectives.kl import Reduction, selective_kl
+from astrolabe_objectives.samples import size_of
 from astrolabe_objectives.snapshots import REFERENCE, Snapshots
 
 Prediction = Literal["velocity", "x0"]
@@ -26,17 +28,19 @@ class Comparison:
     """Predictions of one noised batch in the space of the loss; only ``policy`` has a gradient."""
 
     policy: Tensor
-    """``[M, f, C, h, w]``, float32 like all below."""
+    """``[M, *event]``, float32 like all below."""
     old: Tensor
-    """Prediction with the weights that sampled the clip."""
+    """Prediction with the weights that sampled the data."""
     reference: Tensor | None
     """Prediction of the KL anchor; None where it was not needed."""
     clean: Tensor
-    """What a perfect prediction of the clip would be."""
+    """What a perfect prediction of the sample would be."""
     unit: Tensor
-    """``[M, 1, 1, 1, 1]``, size of 1 in this space in units of clean latents."""
+    """``[M, 1, ...]``, size of 1 in this space in units of clean latents."""
     kl: Tensor
-    """``L_KL``, ``[]``; 0 without a gradient when nothing is selected."""
+    """``L_KL``, ``[]``, or ``[M]`` with ``reduction="none"``; 0 when nothing is selected."""
+    mean_kl: Tensor
+    """The same as a mean over the selected samples, ``[]``, without a gradient."""
     x0: Predictions
     """The same predictions as clean latents."""
 
@@ -44,10 +48,17 @@ class Comparison:
 class AnchoredLoss(DenoisingLoss):
     """Base of losses that learn from advantages and are held to a reference.
 
-    To what `DenoisingLoss` reads come ``"advantage"`` and ``("kl","selected")``. A subclass calls
-    `noise`, then `compare`, and returns `outcome`: its own ``loss_policy``, with
-    ``loss_kl = kl_coeff · L_KL`` (`selective_kl` against the snapshot ``"reference"``) and the
-    metrics ``kl`` and ``old_deviation`` that all objectives share.
+    To what `DenoisingLoss` reads come ``"advantage"`` and ``("kl","selected")``, which may be
+    missing where no sample can be selected: ``kl_coeff`` is 0, or there is no snapshot
+    ``"reference"``. A subclass calls `noise`, then `compare`, and returns `outcome`: its own
+    ``loss_policy``, with ``loss_kl = kl_coeff · L_KL`` (`selective_kl` against the snapshot
+    ``"reference"``) and the metrics ``kl`` and ``old_deviation`` that all objectives share.
+
+    With ``reduction="mean"`` ``loss_policy`` is the mean over the samples (of `DPOLoss`: pairs) and
+    ``loss_kl`` over the selected ones; ``"sum"`` is their sum, ``"none"`` gives one number for each
+    row that `noise` returns, 0 in ``loss_kl`` where it is not selected. Metrics are means always.
+    Samples that TorchRL marks as padding are left out of all of it, see `noise`; weights of a
+    prioritised buffer are not used.
 
     Args:
         network: Any TensorDict module that predicts clean latents from noisy ones.
@@ -56,8 +67,9 @@ class AnchoredLoss(DenoisingLoss):
         sigmas: Noise levels in (0, 1], those at which the model samples.
         kl_coeff: Weight of the KL term, 0 or more.
         prediction: Space of all squared distances. ``"velocity"`` is the paper's; ``"x0"``, the
-            public code's, weighs a clip by σ² relative to it.
-        levels: ``"one"`` or ``"all"`` noise levels per clip, see `DenoisingLoss`.
+            public code's, weighs a sample by σ² relative to it.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"`` of the losses.
+        levels: ``"one"`` or ``"all"`` noise levels per sample, see `DenoisingLoss`.
         draw: ``"list"`` or ``"uniform"`` noise levels, see `DenoisingLoss`.
         seed: Start of the stream of levels and noise.
 
@@ -71,7 +83,7 @@ class AnchoredLoss(DenoisingLoss):
         """Keys that `set_keys` can rename, besides those of `DenoisingLoss`.
 
         Attributes:
-            advantage: How much better than its group a clip is.
+            advantage: How much better than its group a sample is.
             selected: Where the policy is held to the reference.
         """
 
@@ -90,23 +102,38 @@ class AnchoredLoss(DenoisingLoss):
         *,
         kl_coeff: float = 1e-4,
         prediction: Prediction = "velocity",
+        reduction: Reduction = "mean",
         levels: Levels = "one",
         draw: Draw = "list",
         seed: int = 0,
     ) -> None:
+        self._kl_coeff = kl_coeff
         super().__init__(network, snapshots, sigmas, levels=levels, draw=draw, seed=seed)
-        if not kl_coeff >= 0:
-            raise ValueError(f"{self._name} got kl_coeff={kl_coeff!r}. Give 0 or more.")
-        if prediction not in get_args(Prediction):
-            raise ValueError(
-                f"{self._name} got prediction={prediction!r}. Choose from {get_args(Prediction)}."
-            )
         self.kl_coeff = kl_coeff
+        for name, value, known in (
+            ("prediction", prediction, get_args(Prediction)),
+            ("reduction", reduction, get_args(Reduction)),
+        ):
+            if value not in known:
+                raise ValueError(f"{self._name} got {name}={value!r}. Choose from {known}.")
         self.prediction: Prediction = prediction
+        self.reduction: Reduction = reduction
 
     @property
-    def _name(self) -> str:
-        return type(self).__name__
+    def kl_coeff(self) -> float:
+        """Weight of the KL term, 0 or more; at 0 ``("kl","selected")`` may be missing."""
+        return self._kl_coeff
+
+    @kl_coeff.setter
+    def kl_coeff(self, value: float) -> None:
+        if not value >= 0:
+            raise ValueError(f"{self._name} got kl_coeff={value!r}. Give 0 or more.")
+        self._kl_coeff = value
+        self._set_in_keys()
+
+    def _optional_keys(self) -> list[NestedKey]:
+        selected = self.tensor_keys.selected
+        return [*super()._optional_keys(), *([] if selected in self.in_keys else [selected])]
 
     def _check_above_zero(self, **settings: float) -> None:
         for name, value in settings.items():
@@ -114,11 +141,41 @@ class AnchoredLoss(DenoisingLoss):
                 raise ValueError(f"{self._name} got {name}={value!r}. Give more than 0.")
 
     def _own_keys(self) -> list[NestedKey]:
-        return [*super()._own_keys(), self.tensor_keys.advantage, self.tensor_keys.selected]
+        marks = self.kl_coeff > 0 and REFERENCE in self.snapshots.names
+        selected = [self.tensor_keys.selected] if marks else []
+        return [*super()._own_keys(), self.tensor_keys.advantage, *selected]
+
+    def _batch_size(self, tensordict: TensorDictBase) -> torch.Size:
+        return size_of(tensordict, self.tensor_keys.advantage, self._name)
+
+    def _samples(self, tensordict: TensorDictBase) -> TensorDictBase:
+        batch = super()._samples(tensordict)
+        if not torch.compiler.is_compiling():
+            self._selected(batch)
+            self._check_finite(batch)
+        return batch
+
+    def _check_finite(self, batch: TensorDictBase) -> None:
+        key = self.tensor_keys.advantage
+        bad = ~read_numbers(batch, key, self._name).isfinite()
+        if bad.any():
+            raise ValueError(
+                f"{self._name} reads {key!r}, which is not finite for {int(bad.sum())} of "
+                f"{len(bad)} samples, first for number {int(bad.nonzero()[0])}. Give 0 to samples "
+                "without a score, as GroupAdvantage does, or leave them out."
+            )
 
     def _advantage(self, batch: TensorDictBase) -> Tensor:
-        advantage: Tensor = read(batch, self.tensor_keys.advantage, self._name)
+        advantage: Tensor = batch[self.tensor_keys.advantage]
         return advantage.reshape(-1)  # [M]
+
+    def _selected(self, batch: TensorDictBase) -> Tensor:
+        """Where the policy is held to the reference, bool ``[M]``."""
+        key = self.tensor_keys.selected
+        if key not in self.in_keys and batch.get(key, None) is None:
+            advantage = self._advantage(batch)
+            return advantage.new_zeros(advantage.shape, dtype=torch.bool)
+        return read_numbers(batch, key, self._name, kind="bool")
 
     def compare(self, noised: TensorDictBase, *, reference: bool = False) -> Comparison:
         """Predict a noised batch ``[M]`` with old, reference and policy, in this order.
@@ -127,39 +184,55 @@ class AnchoredLoss(DenoisingLoss):
             noised: What `noise` returned, flattened.
             reference: Whether the loss itself needs the reference, whatever is selected.
         """
-        selected = read(noised, self.tensor_keys.selected, self._name).reshape(-1)  # [M]
+        selected = self._selected(noised)
         x0 = self.predict(noised, reference=reference or self._needs_reference(selected))
         clean = noised[self.tensor_keys.latents].float()
         if self.prediction == "x0":
-            policy, old, anchor, unit = x0.policy, x0.old, x0.reference, ones_like(x0.sigma)
+            policy, old, anchor, unit = x0.policy, x0.old, x0.reference, torch.ones_like(x0.sigma)
         else:
             policy, old, clean = (
                 to_velocity(x0.noisy, values, x0.sigma) for values in (x0.policy, x0.old, clean)
             )
             anchor, unit = x0.reference, x0.sigma
             anchor = None if anchor is None else to_velocity(x0.noisy, anchor, x0.sigma)
-        kl = policy.new_zeros(()) if anchor is None else selective_kl(policy, anchor, selected)
-        return Comparison(policy, old, anchor, clean, unit, kl, x0)
+        if anchor is None:
+            mean = policy.new_zeros(())
+            kl = policy.new_zeros(selected.shape) if self.reduction == "none" else mean
+        else:
+            kl = selective_kl(policy, anchor, selected, self.reduction)
+            mean = kl if self.reduction == "mean" else selective_kl(policy, anchor, selected)
+        return Comparison(policy, old, anchor, clean, unit, kl, mean.detach(), x0)
 
     def outcome(self, seen: Comparison, policy: Tensor, **metrics: Tensor) -> TensorDict:
-        """Losses and metrics, ``[]`` each.
+        """Losses and metrics, ``[]`` each but for losses with ``reduction="none"``.
 
         Args:
             seen: What `compare` returned.
-            policy: ``loss_policy``.
-            metrics: More of them, whose gradient is cut off.
+            policy: ``loss_policy`` of each sample, ``[M]``; a loss that only ever is a mean may
+                give that, ``[]``.
+            metrics: More of them, whose gradient is cut off; their mean is taken.
+
+        Raises:
+            ValueError: If ``policy`` is a mean, and another ``reduction`` was asked for.
         """
+        if policy.ndim == 0 and self.reduction != "mean":
+            raise ValueError(
+                f"{self._name} has reduction={self.reduction!r}, but gives outcome() the mean of "
+                "its loss. Give it the loss of each sample, [M]."
+            )
         return TensorDict(
             {
-                "loss_policy": policy,
+                "loss_policy": _reduced(policy, self.reduction),
                 "loss_kl": self.kl_coeff * seen.kl,
-                "kl": seen.kl.detach(),
+                "kl": seen.mean_kl,
                 "old_deviation": (seen.policy.detach() - seen.old).square().mean(),
-                **{name: value.detach() for name, value in metrics.items()},
+                **{name: value.detach().mean() for name, value in metrics.items()},
             }
         )
 
     def _needs_reference(self, selected: Tensor) -> bool:
+        if torch.compiler.is_compiling():  # which passes are run cannot depend on values
+            return self.tensor_keys.selected in self.in_keys
         if not selected.any():
             # Ranks that share parameters must all run the same passes, needed or not.
             return self.snapshots.sharded and REFERENCE in self.snapshots.names
@@ -177,5 +250,11 @@ def to_velocity(noisy: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
 
 
 def mean_square(error: Tensor) -> Tensor:
-    """Mean square of each clip's entries, ``[M, ...]`` to ``[M]``."""
+    """Mean square of each sample's entries, ``[M, ...]`` to ``[M]``."""
     return error.square().flatten(1).mean(dim=1)
+
+
+def _reduced(each: Tensor, reduction: Reduction) -> Tensor:
+    if reduction == "none":
+        return each
+    return each.sum() if reduction == "sum" else each.mean()

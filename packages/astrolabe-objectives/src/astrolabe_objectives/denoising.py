@@ -1,27 +1,30 @@
-"""The part that all losses on re-noised clips share: noise a clip, predict it three times.
+"""The part that all losses on re-noised samples share: add noise, predict three times.
 
 Left out on purpose: sampling trajectories, log-probabilities and solvers. A forward-process loss
-needs the finished clip only.
+needs the finished sample only.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
-from astrolabe_objectives.batch import read
 from astrolabe_objectives.keys import DENOISED, LATENTS, NOISE_SEED, NOISY, SIGMA
 from astrolabe_objectives.no_trace import no_trace
+from astrolabe_objectives.noise import Draw, Levels, NoiseSource
+from astrolabe_objectives.samples import as_samples, explain, marked, read_latents, read_seeds
 from astrolabe_objectives.snapshots import OLD, REFERENCE, Snapshots
 
-Levels = Literal["one", "all"]
-Draw = Literal["list", "uniform"]
+__all__ = ["DenoisingLoss", "Draw", "Levels", "Predictions"]
+
+#: Rank of one video ``[f, C, h, w]``, whose every frame is told its level.
+VIDEO = 4
 
 
 @dataclass(frozen=True)
@@ -29,28 +32,33 @@ class Predictions:
     """Clean-latent predictions of one noised batch; only ``policy`` carries a gradient."""
 
     policy: Tensor
-    """``[M, f, C, h, w]``, float32 like all below."""
+    """``[M, *event]``, float32 like all below."""
     old: Tensor
-    """Prediction with the weights that sampled the clip."""
+    """Prediction with the weights that sampled the data."""
     reference: Tensor | None
     """Prediction of the KL anchor; None where it was not asked for."""
     noisy: Tensor
     """``x_t``, what was denoised."""
     sigma: Tensor
-    """``[M, 1, 1, 1, 1]``, noise level of each clip."""
+    """``[M, 1, ...]`` of as many dimensions, noise level of each sample."""
 
 
 class DenoisingLoss(LossModule):
-    """Base of losses that compare predictions on re-noised clips.
+    """Base of losses that compare predictions on re-noised samples.
 
     Reads ``("video","latents")``, where present ``("noisy","seed")``, and what the network reads;
     hands ``("noisy","latents")`` and ``("noisy","sigma")`` to the network, which writes
     ``("denoised","latents")``.
 
-    A noise level is drawn for each clip and shared by its frames, then
-    ``x_t = (1 - σ) x_0 + σ ε`` (rectified flow). What is drawn for a clip with a seed follows from
-    that seed alone: it is the same in any batch, in any place of it and on any process. Without
-    seeds, levels and noise of a batch come from one stream.
+    A sample is ``[*event]``, any shape: a point ``[2]``, an image ``[C, h, w]``, a video
+    ``[f, C, h, w]``. What has four dimensions is taken for a video, and the network is told the
+    level of each frame, ``[M, f]``; of anything else one level, ``[M]``. A TensorDict without a
+    batch size, as keyword calls make, has that of its data.
+
+    A noise level is drawn for each sample and shared by its frames, then
+    ``x_t = (1 - σ) x_0 + σ ε`` (rectified flow). What is drawn for a sample with a seed follows
+    from that seed alone: it is the same in any batch, in any place of it and on any process.
+    Without seeds, levels and noise of a batch come from one stream.
 
     Processes that share a minibatch give `noise` their own part of it, with seeds, unless the loss
     is `whole`: then they gather the minibatch first, and split what `noise` returns.
@@ -60,12 +68,16 @@ class DenoisingLoss(LossModule):
     gradient, and the policy last, so that no weight changes between the policy's pass and
     ``backward``. All of them draw the same random numbers, so that dropout masks the same in each.
 
+    ``state_dict()`` holds the network, the snapshots with the age of the reference, and the state
+    of the stream. TorchRL's target updaters find ``"old"`` as ``target_network_params`` beside
+    ``network_params``, unless the parameters are sharded.
+
     Args:
         network: Any TensorDict module that predicts clean latents from noisy ones.
         snapshots: Copies of the network's trained parameters, one of them named ``"old"``.
         sigmas: Noise levels in (0, 1]. Give those at which the model samples.
-        levels: ``"one"`` draws one level per clip; ``"all"`` takes every clip at as many levels as
-            are given, at as many times the work.
+        levels: ``"one"`` draws one level per sample; ``"all"`` takes every sample at as many levels
+            as are given, at as many times the work.
         draw: ``"list"`` takes the levels that are given; ``"uniform"`` draws from all between the
             lowest and the highest of them, for ``levels="all"`` one from each of as many equal
             parts of that range.
@@ -78,6 +90,7 @@ class DenoisingLoss(LossModule):
     Raises:
         ValueError: If a level is outside (0, 1], there is none, or only one to draw between, if
             ``levels`` or ``draw`` is unknown, or ``snapshots`` has no copy ``"old"``.
+        TypeError: If ``snapshots`` is something else.
     """
 
     @dataclass
@@ -85,11 +98,11 @@ class DenoisingLoss(LossModule):
         """Keys that `set_keys` can rename.
 
         Attributes:
-            latents: Clean latents of the clip.
+            latents: Clean latents of the sample.
             noisy: Noised latents, for the network.
-            sigma: Noise level of every frame, for the network.
+            sigma: Noise level of every frame, or of the sample, for the network.
             denoised: The network's prediction.
-            seed: Seed of what is drawn for a clip; may be missing.
+            seed: Seed of what is drawn for a sample; may be missing.
         """
 
         latents: NestedKey = LATENTS
@@ -112,33 +125,30 @@ class DenoisingLoss(LossModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not sigmas or not all(0.0 < sigma <= 1.0 for sigma in sigmas):
-            raise ValueError(
-                f"sigmas are {tuple(sigmas)!r}. Give one or more noise levels in (0, 1], "
-                "as the sampler uses them; a timestep is divided by 1000."
-            )
-        if levels not in get_args(Levels):
-            raise ValueError(f"levels is {levels!r}. Choose from {get_args(Levels)}.")
-        if draw not in get_args(Draw):
-            raise ValueError(f"draw is {draw!r}. Choose from {get_args(Draw)}.")
-        if draw == "uniform" and min(sigmas) == max(sigmas):
-            raise ValueError(
-                f"draw is 'uniform', but sigmas are {tuple(sigmas)!r}, with nothing between the "
-                "lowest and the highest. Give two different levels, or draw='list'."
+        if not isinstance(snapshots, Snapshots):
+            raise TypeError(
+                f"{self._name} got snapshots of type {type(snapshots).__name__}. "
+                'Make them with Snapshots(network, "old", "reference").'
             )
         if OLD not in snapshots.names:
             raise ValueError(
                 f"the snapshots are {snapshots.names}, without the behaviour policy. "
                 'Make them with Snapshots(network, "old", "reference").'
             )
+        self._source = NoiseSource(sigmas, levels, draw, seed)
         self.network = network
         self.snapshots = snapshots
         self.sigmas = tuple(sigmas)
         self.levels: Levels = levels
         self.draw: Draw = draw
-        self._generator = torch.Generator()
-        self.seed(seed)
+        if not snapshots.sharded:
+            # Target updaters look for a submodule of this name, then read the property.
+            self._modules["target_network_params"] = nn.Module()
         self._set_in_keys()
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
 
     @property
     def functional(self) -> bool:
@@ -157,27 +167,69 @@ class DenoisingLoss(LossModule):
     @property
     def optional_keys(self) -> list[NestedKey]:
         """What is used besides `in_keys` if the batch holds it; a buffer should carry it too."""
+        return self._optional_keys()
+
+    def _optional_keys(self) -> list[NestedKey]:
         return [self.tensor_keys.seed]
+
+    @property
+    def keyword_keys(self) -> list[NestedKey]:
+        """What can be given by keyword: `in_keys`, then `optional_keys`."""
+        return [*self.in_keys, *self.optional_keys]
+
+    @property
+    def network_params(self) -> TensorDict:
+        """The trained parameters, nested by name; the source of TorchRL's target updaters."""
+        return nested(self.snapshots.live())
+
+    @property
+    def target_network_params(self) -> TensorDict:
+        """Copy ``"old"``, nested by name: its own memory, which target updaters write."""
+        return nested(self.snapshots.values(OLD))
 
     def seed(self, seed: int) -> None:
         """Restart the stream of levels and noise; the same on every device."""
-        self._generator.manual_seed(seed)
+        self._source.generator.manual_seed(seed)
+
+    def get_extra_state(self) -> Tensor:
+        """Return the state of the stream of levels and noise, for ``state_dict()``."""
+        return self._source.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take back what `get_extra_state` gave."""
+        self._source.generator.set_state(state.cpu())
 
     def noise(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Flatten a batch to ``[M]`` and add noise; ``levels="all"`` repeats it for each level.
 
         A batch that holds noise already keeps it: whoever splits a batch draws the noise of the
-        whole first, so that the size of the parts changes no number.
+        whole first, so that the size of the parts changes no number. Samples that TorchRL marks as
+        padding (`loss_mask_key`) are left out.
 
         Returns:
             A new TensorDict with the entries of ``tensordict``, ``x_t`` and its level.
 
         Raises:
-            ValueError: If the latents are not ``[*B, f, C, h, w]``, or the seeds not ``[*B]`` and
-                in [0, 2³²).
+            KeyError: If the batch lacks an entry.
+            TypeError: If the latents are not floating numbers, or the seeds not whole ones.
+            ValueError: If an entry is not of the batch, or a seed not in [0, 2³²).
         """
-        batch = tensordict.reshape(-1)  # [M]
+        batch = self._samples(tensordict)  # [M]
         return batch if self._is_noised(batch) else self._noise(batch)
+
+    def _samples(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The samples ``[M]`` of a batch, checked."""
+        if torch.compiler.is_compiling():  # what follows depends on values
+            return tensordict.reshape(-1)
+        size = self._batch_size(tensordict)
+        wanted = [*self.keyword_keys, *self._drawn_keys()]
+        batch = as_samples(tensordict, size, wanted, self._name)
+        read_latents(batch, self.tensor_keys.latents, self._name)
+        return marked(batch, self.loss_mask_key, self._name)
+
+    def _batch_size(self, tensordict: TensorDictBase) -> torch.Size:
+        """Batch size of the data; a subclass that reads numbers of samples knows more."""
+        return torch.Size(tensordict.batch_size)
 
     def _is_noised(self, batch: TensorDictBase) -> bool:
         return set(self._drawn_keys()) <= set(batch.keys(True, True))
@@ -191,72 +243,23 @@ class DenoisingLoss(LossModule):
 
         A subclass adds here what else must be known of a batch before it is split.
         """
-        shape = tuple(read(batch, self.tensor_keys.latents, type(self).__name__).shape)
-        if len(shape) != batch.ndim + 4:
-            raise ValueError(
-                f"{self.tensor_keys.latents!r} is {shape} with the batch flattened, not "
-                "[M, f, C, h, w]. Give the TensorDict all of its batch dimensions."
-            )
-        clips, frames = len(batch), shape[batch.ndim]
-        size = (*[1] * (batch.ndim - 1), *shape[batch.ndim :])
-        level, noise = self._draw(clips, size, self._seeds(batch))
+        latents = batch[self.tensor_keys.latents]
+        event = latents.shape[batch.ndim :]
+        size = (*[1] * (batch.ndim - 1), *event)
+        seeds = read_seeds(batch, self.tensor_keys.seed, self._name)
+        level, noise = self._source.draw(len(batch), size, seeds)
         if self.levels == "all":
-            batch = batch[torch.arange(clips).repeat(len(self.sigmas))]
+            batch = batch[torch.arange(len(batch)).repeat(len(self.sigmas))]
         batch = batch.clone(recurse=False)
         latents = batch[self.tensor_keys.latents]
         level = level.to(latents.device)
-        sigma = level.view(-1, *[1] * (latents.ndim - 1))
+        sigma = as_level(level, latents)
         # Summed in float32 at least, at the level that the network is told, and rounded once.
         noisy = (1 - sigma) * latents + sigma * noise.to(latents.device)
         batch.set(self.tensor_keys.noisy, noisy.to(latents.dtype))
-        every = level.view(-1, *[1] * batch.ndim).expand(*batch.batch_size, frames)
-        batch.set(self.tensor_keys.sigma, every.contiguous())  # [M, *S, f]
+        every = level.view(-1, *[1] * (batch.ndim - 1)).expand(batch.batch_size)
+        batch.set(self.tensor_keys.sigma, told(every, event))  # [M, *S, f], or [M, *S]
         return batch
-
-    def _seeds(self, batch: TensorDictBase) -> Tensor | None:
-        """Seed of each M of ``[M, *S]``, that of the first along S; None without the entry."""
-        key = self.tensor_keys.seed
-        seeds: Tensor | None = batch.get(key, None)
-        if seeds is None:
-            return None
-        # Torch's CPU generator uses only the low 32 bits, so larger seeds would not be distinct.
-        if seeds.shape != batch.shape or not ((seeds >= 0) & (seeds < 2**32)).all():
-            raise ValueError(
-                f"{key!r} is {tuple(seeds.shape)} for a batch {tuple(batch.shape)}, from "
-                f"{seeds.min()} to {seeds.max()}. Give each clip one whole number in [0, 2³²)."
-            )
-        return seeds.reshape(len(batch), -1)[:, 0]
-
-    def _draw(
-        self, clips: int, size: tuple[int, ...], seeds: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Levels ``[K M]`` and noise ``[K M, *size]``: all M clips, K times with ``levels="all"``.
-
-        Drawn on the CPU: a seed gives the same numbers on every device.
-        """
-        copies = len(self.sigmas) if self.levels == "all" else 1
-        level, noise = torch.empty(copies, clips), torch.empty(copies, clips, *size)
-        if seeds is None:
-            level.copy_(self._draw_levels(clips, self._generator).view_as(level))
-            noise.normal_(generator=self._generator)
-        else:
-            for clip, generator in enumerate(seeded(seeds)):
-                level[:, clip] = self._draw_levels(1, generator)
-                for one in noise[:, clip]:  # torch fills memory that is contiguous much faster
-                    one.normal_(generator=generator)
-        return level.flatten(), noise.flatten(0, 1)
-
-    def _draw_levels(self, clips: int, generator: torch.Generator) -> Tensor:
-        """One level for each clip, ``[M]``, or each of ``levels="all"`` for all, ``[K M]``."""
-        grid = torch.tensor(self.sigmas)
-        if self.draw == "uniform":
-            parts = len(grid) if self.levels == "all" else 1
-            part = torch.arange(parts).repeat_interleave(clips)
-            share = (part + torch.rand(len(part), generator=generator)) / parts
-            return torch.lerp(grid.min(), grid.max(), share)
-        if self.levels == "all":
-            return grid.repeat_interleave(clips)
-        return grid[torch.randint(len(grid), (clips,), generator=generator)]
 
     def predict(self, noised: TensorDictBase, *, reference: bool) -> Predictions:
         """Predict clean latents with ``old``, ``reference`` if asked, and last the policy.
@@ -264,8 +267,12 @@ class DenoisingLoss(LossModule):
         Args:
             noised: What `noise` returned, ``[M]``.
             reference: Whether the reference is needed.
+
+        Raises:
+            ValueError: If the network's prediction has another shape than its input, or the network
+                fails on entries of another device or precision than its parameters.
         """
-        noisy = noised[self.tensor_keys.noisy]
+        noisy, sigma = noised[self.tensor_keys.noisy], noised[self.tensor_keys.sigma]
         with self.snapshots.use(OLD), no_trace(self.network, noisy):
             old = self._denoise(noised)
         anchor = None
@@ -277,14 +284,27 @@ class DenoisingLoss(LossModule):
             old=old,
             reference=anchor,
             noisy=noisy.float(),
-            sigma=noised[self.tensor_keys.sigma][:, :1, None, None, None].float(),
+            sigma=as_level(sigma.reshape(len(sigma), -1)[:, 0], noisy).float(),
         )
 
     def _denoise(self, noised: TensorDictBase) -> Tensor:
         # A shallow copy for each pass: none may see what another one wrote.
-        output = self.network(noised.clone(recurse=False))
-        denoised: Tensor = output[self.tensor_keys.denoised].float()
-        return denoised
+        batch = noised.clone(recurse=False)
+        try:
+            output = self.network(batch)
+        except RuntimeError as error:
+            if reason := explain(error, self.network, noised):
+                raise ValueError(f"{self._name}: {reason}") from error
+            raise
+        denoised: Tensor = output[self.tensor_keys.denoised]
+        if denoised.shape != noised[self.tensor_keys.noisy].shape:
+            raise ValueError(
+                f"{self._name}: the network wrote {self.tensor_keys.denoised!r} of shape "
+                f"{tuple(denoised.shape)} for {self.tensor_keys.noisy!r} of shape "
+                f"{tuple(noised[self.tensor_keys.noisy].shape)}. It has to predict the clean "
+                "latents, which have the shape of the noisy ones."
+            )
+        return denoised.float()
 
     def _set_in_keys(self) -> None:
         ours = (self.tensor_keys.noisy, self.tensor_keys.sigma)
@@ -298,8 +318,18 @@ class DenoisingLoss(LossModule):
         self._set_in_keys()
 
 
-def seeded(seeds: Tensor) -> Iterator[torch.Generator]:
-    """One CPU generator again and again, each time at the start of the next seed's stream."""
-    generator = torch.Generator()
-    for seed in seeds.tolist():
-        yield generator.manual_seed(seed)
+def as_level(level: Tensor, like: Tensor) -> Tensor:
+    """A number for each sample, ``[M]``, as it is multiplied with ``[M, ...]``."""
+    return level.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def told(level: Tensor, event: Sequence[int]) -> Tensor:
+    """Levels ``[*B]`` as the network is told them: of every frame of a video, else of a sample."""
+    if len(event) != VIDEO:
+        return level.contiguous()
+    return level.unsqueeze(-1).repeat(*[1] * level.ndim, event[0])
+
+
+def nested(values: dict[str, Any]) -> TensorDict:  # tensors or parameters
+    """Tensors by name, as a TensorDict of TensorDicts."""
+    return TensorDict(values, []).unflatten_keys(".")

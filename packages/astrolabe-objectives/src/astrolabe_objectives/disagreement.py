@@ -46,6 +46,7 @@ class RankDisagreement(TensorDictModuleBase):
     It is part of ``state_dict()``, with those means.
 
     Samples that are not valid, or have a score that is not finite, are not ranked nor selected.
+    With a single reward nothing disagrees: no sample is selected, and ρ stays.
     Scores that differ by no more than rounding share a rank.
 
     Args:
@@ -62,7 +63,7 @@ class RankDisagreement(TensorDictModuleBase):
 
     Raises:
         ValueError: From the constructor for an unknown option; from ``forward`` for a score that
-            the batch does not hold, or when there is none to compare with.
+            the batch does not hold.
 
     Example:
         >>> from tensordict import TensorDict
@@ -108,31 +109,39 @@ class RankDisagreement(TensorDictModuleBase):
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the marks, bool ``[*B, 1]``, into ``tensordict`` and return it."""
-        scores: TensorDictBase = read(tensordict, self.score_key, "RankDisagreement")
+        reader = "RankDisagreement"
+        scores = read(tensordict, self.score_key, reader)
+        if not isinstance(scores, TensorDictBase):
+            raise TypeError(
+                f"{reader} reads {self.score_key!r} as an entry for each reward, and it is a "
+                f"{type(scores).__name__}. Write each score to ({self.score_key!r}, its name)."
+            )
         known: list[str] = sorted(scores.keys())
         # The first column is the primary where that matters.
         names = self._names(known) if self.mode == "selective" else self._compared(known)
         prefix = self.score_key if isinstance(self.score_key, tuple) else (self.score_key,)
-        columns, blur = side_by_side(tensordict, [(*prefix, name) for name in names])
-        valid = countable(tensordict, VALID, columns)
+        values, blur = side_by_side(tensordict, [(*prefix, name) for name in names], reader)
+        valid = countable(tensordict, VALID, values, reader)
         if self.mode == "selective":
-            selected = self._select(tensordict, columns, blur, valid)
+            selected = self._select(tensordict, values, blur, valid)
         else:
             selected = valid if self.mode == "uniform" else torch.zeros_like(valid)
-        tensordict.set(self.selected_key, selected.reshape(*tensordict.batch_size, 1))
-        return tensordict
+        size = tensordict.batch_size or scores[names[0]].shape[:1]
+        return tensordict.set(self.selected_key, selected.reshape(*size, 1))
 
     def _select(
         self, tensordict: TensorDictBase, scores: Tensor, blur: Tensor, valid: Tensor
     ) -> Tensor:
         if self.rank_scope == "group":
-            ids = group_ids(tensordict, GROUP, INDEX, "RankDisagreement")
+            ids = group_ids(tensordict, GROUP, INDEX, "RankDisagreement", like=valid)
         else:
             ids = torch.zeros_like(valid, dtype=torch.int64)
         everyone, own = gather_rows(self.process_group, scores, blur, valid, ids)
         scores, blur, valid, ids = everyone
-        gap = rank_gap(scores[valid], ids[valid], blur[valid])
         selected = torch.zeros_like(valid)
+        if scores.shape[1] < 2:  # nothing disagrees with a single reward
+            return selected[own]
+        gap = rank_gap(scores[valid], ids[valid], blur[valid])
         selected[valid] = self._above(gap if self.sign == "paper" else -gap)
         return selected[own]
 
@@ -171,11 +180,6 @@ class RankDisagreement(TensorDictModuleBase):
                 raise ValueError(
                     f"RankDisagreement needs score {name!r}; the batch has {sorted(known)}.{hint}"
                 )
-        if not auxiliary:
-            raise ValueError(
-                f"RankDisagreement has no score to compare {self.primary!r} with. "
-                'Add a second reward, or set mode="uniform" or mode="none".'
-            )
         return [self.primary, *auxiliary]
 
     def get_extra_state(self) -> dict[str, Any]:  # torch's name; a float and a list of floats

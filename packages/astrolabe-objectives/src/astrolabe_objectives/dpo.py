@@ -19,6 +19,7 @@ from astrolabe_objectives.anchored import AnchoredLoss, Prediction, mean_square
 from astrolabe_objectives.batch import group_ids
 from astrolabe_objectives.denoising import Draw, Levels
 from astrolabe_objectives.keys import GROUP, INDEX, PAIR
+from astrolabe_objectives.kl import Reduction
 from astrolabe_objectives.rounding import tied
 from astrolabe_objectives.snapshots import REFERENCE, Snapshots
 
@@ -52,6 +53,7 @@ class DPOLoss(AnchoredLoss):
             Diffusion-DPO for errors that are means over the entries.
         kl_coeff: Weight of the KL term, 0 or more.
         prediction: Space of all squared distances, ``"velocity"`` or ``"x0"``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"`` of the losses, see `AnchoredLoss`.
         levels: ``"one"`` or ``"all"`` noise levels per pair, see `DenoisingLoss`.
         draw: ``"list"`` or ``"uniform"`` noise levels, see `DenoisingLoss`.
         seed: Start of the stream of levels and noise.
@@ -94,6 +96,7 @@ class DPOLoss(AnchoredLoss):
         beta: float = 2000.0,
         kl_coeff: float = 1e-4,
         prediction: Prediction = "velocity",
+        reduction: Reduction = "mean",
         levels: Levels = "one",
         draw: Draw = "list",
         seed: int = 0,
@@ -104,6 +107,7 @@ class DPOLoss(AnchoredLoss):
             sigmas,
             kl_coeff=kl_coeff,
             prediction=prediction,
+            reduction=reduction,
             levels=levels,
             draw=draw,
             seed=seed,
@@ -116,10 +120,8 @@ class DPOLoss(AnchoredLoss):
             )
         self.beta = beta
 
-    @property
-    def optional_keys(self) -> list[NestedKey]:
-        """What is used besides `in_keys` if the batch holds it; a buffer should carry it too."""
-        return [*super().optional_keys, self.tensor_keys.index]
+    def _optional_keys(self) -> list[NestedKey]:
+        return [*super()._optional_keys(), self.tensor_keys.index]
 
     def noise(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Pick the pairs of a batch and add noise, the same to both clips of a pair.
@@ -131,21 +133,22 @@ class DPOLoss(AnchoredLoss):
             comes once for each level.
 
         Raises:
-            ValueError: If the latents are not ``[*B, f, C, h, w]``, or the seeds not ``[*B]`` and
-                in [0, 2³²).
+            KeyError: If the batch lacks an entry.
+            TypeError: If an entry is of a wrong kind.
+            ValueError: If an entry is not of the batch, an advantage not finite, or a seed not in
+                [0, 2³²).
         """
         if self._is_noised(tensordict):
             return tensordict
-        batch = tensordict.reshape(-1)  # [M]
-        keys = self.tensor_keys
-        pairs = best_and_worst(
-            self._advantage(batch), group_ids(batch, keys.group, keys.index, self._name)
-        )
+        batch = self._samples(tensordict)  # [M]
+        keys, advantage = self.tensor_keys, self._advantage(batch)
+        ids = group_ids(batch, keys.group, keys.index, self._name, like=advantage)
+        pairs = best_and_worst(advantage, ids)
         return self._noise(batch[pairs].set(PAIR, pairs))
 
-    @dispatch  # type: ignore[untyped-decorator]  # tensordict ships no types
+    @dispatch(source="keyword_keys", auto_batch_size=False)  # type: ignore[untyped-decorator]
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
-        """Return losses and metrics, float32 ``[]`` each, for clips or for pairs from `noise`."""
+        """Return losses and metrics, float32, for samples or for pairs from `noise`."""
         noised = self.noise(tensordict)
         if noised.ndim != 2 or noised.shape[1] != 2:
             raise ValueError(
@@ -167,7 +170,7 @@ class DPOLoss(AnchoredLoss):
         }
         return self.outcome(
             seen,
-            -logsigmoid(best - worst).mean(),
+            -logsigmoid(best - worst),
             **{name: torch.where(alone, math.nan, value) for name, value in metrics.items()},
         )
 

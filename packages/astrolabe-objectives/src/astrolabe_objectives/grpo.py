@@ -16,9 +16,11 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 
 from astrolabe_objectives.anchored import AnchoredLoss, Prediction, mean_square
-from astrolabe_objectives.batch import read
-from astrolabe_objectives.denoising import Levels, seeded
+from astrolabe_objectives.denoising import Levels, as_level, told
 from astrolabe_objectives.keys import NEXT, NEXT_SIGMA, STEPS
+from astrolabe_objectives.kl import Reduction
+from astrolabe_objectives.noise import seeded
+from astrolabe_objectives.samples import read_latents, read_seeds
 from astrolabe_objectives.snapshots import Snapshots
 
 
@@ -55,6 +57,7 @@ class CMGRPOLoss(AnchoredLoss):
         advantage_clip: Largest absolute advantage, above 0.
         kl_coeff: Weight of the KL term, 0 or more.
         prediction: Space of KL term and deviation, ``"velocity"`` or ``"x0"``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"`` of the losses, see `AnchoredLoss`.
         levels: ``"one"`` draws one of the K-1 steps per clip; ``"all"`` takes all of them.
         seed: Start of the stream of steps.
 
@@ -94,6 +97,7 @@ class CMGRPOLoss(AnchoredLoss):
         advantage_clip: float = 5.0,
         kl_coeff: float = 1e-4,
         prediction: Prediction = "velocity",
+        reduction: Reduction = "mean",
         levels: Levels = "one",
         seed: int = 0,
     ) -> None:
@@ -103,6 +107,7 @@ class CMGRPOLoss(AnchoredLoss):
             sigmas,
             kl_coeff=kl_coeff,
             prediction=prediction,
+            reduction=reduction,
             levels=levels,
             seed=seed,
         )
@@ -115,13 +120,13 @@ class CMGRPOLoss(AnchoredLoss):
         self.ratio_clip = ratio_clip
         self.advantage_clip = advantage_clip
 
-    @dispatch  # type: ignore[untyped-decorator]  # tensordict ships no types
+    @dispatch(source="keyword_keys", auto_batch_size=False)  # type: ignore[untyped-decorator]
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
-        """Return losses and metrics, float32 ``[]`` each, for clips of any batch shape."""
+        """Return losses and metrics, float32, for samples of any batch shape."""
         noised = self.noise(tensordict)
         advantage = self._advantage(noised).clamp(-self.advantage_clip, self.advantage_clip)
-        after = noised[NEXT].float()  # [M, f, C, h, w]
-        sigma = noised[NEXT_SIGMA].float().view(-1, 1, 1, 1, 1)
+        after = noised[NEXT].float()  # [M, *event]
+        sigma = as_level(noised[NEXT_SIGMA], after).float()
         seen = self.compare(noised)
         shift = (1 - sigma) * (seen.x0.policy - seen.x0.old) / sigma
         residual = (after - (1 - sigma) * seen.x0.old) / sigma
@@ -130,23 +135,24 @@ class CMGRPOLoss(AnchoredLoss):
         gain = torch.minimum(ratio * advantage, clipped * advantage)
         return self.outcome(
             seen,
-            -gain.mean(),
-            ratio=ratio.mean(),
-            clipped_fraction=(gain < ratio * advantage).float().mean(),
-            step_residual=mean_square(residual).mean(),
+            -gain,
+            ratio=ratio,
+            clipped_fraction=(gain < ratio * advantage).float(),
+            step_residual=mean_square(residual),
         )
 
     def _noise(self, batch: TensorDictBase) -> TensorDictBase:
         """Choose steps of clips ``[M]``; nothing is noised, the sampler did."""
-        steps = read(batch, self.tensor_keys.steps, self._name)
+        steps = read_latents(batch, self.tensor_keys.steps, self._name)
+        event = batch[self.tensor_keys.latents].shape[1:]
         count = len(self.sigmas)
-        if steps.ndim != 6 or steps.shape[1] != count:
+        if steps.shape[1:] != (count, *event):
             raise ValueError(
                 f"{self.tensor_keys.steps!r} is {tuple(steps.shape)} with the batch flattened, not "
-                f"[M, K, f, C, h, w] with one state for each of the K={count} levels "
+                f"[M, K, *event] with one state {tuple(event)} for each of the K={count} levels "
                 f"{self.sigmas}. Give CMGRPOLoss the levels that the sampler visited."
             )
-        clips, frames = steps.shape[0], steps.shape[2]
+        clips = len(steps)
         batch = batch.exclude(self.tensor_keys.steps)
         rows = torch.arange(clips)
         if self.levels == "all":
@@ -154,11 +160,11 @@ class CMGRPOLoss(AnchoredLoss):
             step = torch.arange(count - 1).repeat_interleave(clips)
             batch = batch[rows]
         else:
-            step = self._draw_steps(clips, self._seeds(batch))
+            step = self._draw_steps(clips, read_seeds(batch, self.tensor_keys.seed, self._name))
         grid = torch.tensor(self.sigmas)
         level = grid[step].to(steps.device)
         batch.set(self.tensor_keys.noisy, steps[rows, step])
-        batch.set(self.tensor_keys.sigma, level[:, None].repeat(1, frames))  # [M, f]
+        batch.set(self.tensor_keys.sigma, told(level, event))  # [M, f], or [M]
         batch.set(NEXT, steps[rows, step + 1])
         return batch.set(NEXT_SIGMA, grid[step + 1].to(steps.device))
 
@@ -166,7 +172,7 @@ class CMGRPOLoss(AnchoredLoss):
         """One of the K-1 steps for each clip, ``[M]``."""
         steps = len(self.sigmas) - 1
         if seeds is None:
-            return torch.randint(steps, (clips,), generator=self._generator)
+            return torch.randint(steps, (clips,), generator=self._source.generator)
         drawn = [torch.randint(steps, (1,), generator=generator) for generator in seeded(seeds)]
         return torch.tensor(drawn, dtype=torch.int64)
 

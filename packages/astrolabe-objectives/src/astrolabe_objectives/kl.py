@@ -1,9 +1,15 @@
 """The penalty that holds the policy back where the rewards disagree."""
 
-from torch import Tensor
+from typing import Literal
+
+from torch import Tensor, compiler, where
+
+Reduction = Literal["mean", "sum", "none"]
 
 
-def selective_kl(policy: Tensor, reference: Tensor, selected: Tensor) -> Tensor:
+def selective_kl(
+    policy: Tensor, reference: Tensor, selected: Tensor, reduction: Reduction = "mean"
+) -> Tensor:
     """Mean squared distance to the reference over the selected samples.
 
     ``L_KL = mean over selected i of ‖v_θ - v_ref‖²`` (Astrolabe, section 3.4 and algorithm 1, lines
@@ -14,9 +20,11 @@ def selective_kl(policy: Tensor, reference: Tensor, selected: Tensor) -> Tensor:
         policy: Predictions ``[M, ...]`` that carry the gradient.
         reference: Predictions ``[M, ...]`` of the reference.
         selected: bool ``[M]``.
+        reduction: ``"mean"`` over the selected samples, their ``"sum"``, or ``"none"``.
 
     Returns:
-        A scalar; 0 without a gradient when nothing is selected.
+        A scalar; 0 without a gradient when nothing is selected. With ``"none"`` ``[M]``, 0 where
+        not selected.
 
     Example:
         >>> import torch
@@ -26,7 +34,13 @@ def selective_kl(policy: Tensor, reference: Tensor, selected: Tensor) -> Tensor:
         >>> selective_kl(policy, reference, torch.tensor([False, False]))
         tensor(0.)
     """
-    if not selected.any():
-        return policy.new_zeros(())
-    # Rows are chosen, not multiplied by 0: a row that is not finite must not reach the mean.
-    return (policy[selected] - reference[selected]).square().mean()
+    if reduction == "mean" and not compiler.is_compiling():
+        if not selected.any():
+            return policy.new_zeros(())
+        # Rows are chosen, not multiplied by 0: a row that is not finite must not reach the mean.
+        return (policy[selected] - reference[selected]).square().mean()
+    rows = selected.view(-1, *[1] * (policy.ndim - 1))
+    each = where(rows, policy - reference, 0.0).square().flatten(1).mean(dim=1)  # [M]
+    if reduction == "none":
+        return each
+    return each.sum() if reduction == "sum" else each.sum() / selected.sum().clamp(min=1)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from astrolabe_objectives.anchored import AnchoredLoss, Prediction, mean_square
 from astrolabe_objectives.denoising import Draw, Levels
+from astrolabe_objectives.kl import Reduction
 from astrolabe_objectives.rounding import rounding
 from astrolabe_objectives.snapshots import Snapshots
 
@@ -49,6 +50,7 @@ class NFTLoss(AnchoredLoss):
         adaptive: Divide each squared error by the detached mean ``|x0± - x_0|`` of its clip, as
             DiffusionNFT does. With few coarse steps this explodes (Astrolabe, fig. 8b): for
             ablations only.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"`` of the losses, see `AnchoredLoss`.
         levels: ``"one"`` or ``"all"`` noise levels per clip, see `DenoisingLoss`.
         draw: ``"list"`` or ``"uniform"`` noise levels, see `DenoisingLoss`.
         seed: Start of the stream of levels and noise.
@@ -77,6 +79,7 @@ class NFTLoss(AnchoredLoss):
         kl_coeff: float = 1e-4,
         advantage_clip: float = 5.0,
         prediction: Prediction = "velocity",
+        reduction: Reduction = "mean",
         adaptive: bool = False,
         levels: Levels = "one",
         draw: Draw = "list",
@@ -88,6 +91,7 @@ class NFTLoss(AnchoredLoss):
             sigmas,
             kl_coeff=kl_coeff,
             prediction=prediction,
+            reduction=reduction,
             levels=levels,
             draw=draw,
             seed=seed,
@@ -97,9 +101,9 @@ class NFTLoss(AnchoredLoss):
         self.advantage_clip = advantage_clip
         self.adaptive = adaptive
 
-    @dispatch  # type: ignore[untyped-decorator]  # tensordict ships no types
+    @dispatch(source="keyword_keys", auto_batch_size=False)  # type: ignore[untyped-decorator]
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
-        """Return losses and metrics, float32 ``[]`` each, for clips of any batch shape."""
+        """Return losses and metrics, float32, for samples of any batch shape."""
         noised = self.noise(tensordict)
         weight = positive_weight(self._advantage(noised), self.advantage_clip)  # [M]
         seen = self.compare(noised)
@@ -108,9 +112,9 @@ class NFTLoss(AnchoredLoss):
         )
         return self.outcome(
             seen,
-            (weight * positive + (1 - weight) * negative).mean(),
-            policy_positive=positive.mean(),
-            policy_negative=negative.mean(),
+            weight * positive + (1 - weight) * negative,
+            policy_positive=positive,
+            policy_negative=negative,
         )
 
 

@@ -6,7 +6,7 @@ norm, spectral norm) must not take in a pass of other weights.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,29 @@ def no_trace(network: nn.Module, inputs: Tensor) -> Iterator[None]:
         network: What runs in the block.
         inputs: What it runs on; the random states of the CPU, of its device and of the network's
             are kept.
+
+    Raises:
+        RuntimeError: If layers with dropout are compiled together with this block.
     """
     tensors = (inputs, *network.parameters(), *network.buffers())
     devices = sorted({tensor.device for tensor in tensors if tensor.device.type == "cuda"}, key=str)
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    compiling = torch.compiler.is_compiling()
+    if compiling and any(_is_random(module) for module in network.modules()):
+        raise RuntimeError(
+            "a loss that is compiled as a whole cannot give all of its passes the same dropout. "
+            "Compile the network alone, with network.compile()."
+        )
     try:
-        with torch.random.fork_rng(devices):
+        # Random states cannot be traced.
+        with nullcontext() if compiling else torch.random.fork_rng(devices):
             yield
     finally:
         with torch.no_grad():
             for buffer, values in buffers:
                 buffer.copy_(values)
+
+
+def _is_random(module: nn.Module) -> bool:
+    dropout = "Dropout" in type(module).__name__ and getattr(module, "p", 0.0) > 0
+    return module.training and dropout

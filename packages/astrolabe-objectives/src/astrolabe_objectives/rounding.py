@@ -7,6 +7,7 @@ from tensordict import TensorDictBase
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 
+from astrolabe_objectives.batch import read_numbers
 from astrolabe_objectives.keys import ROUNDING
 
 #: Last places by which equal scores may differ: sums in full precision err by a few; what has 16
@@ -34,7 +35,7 @@ def rounding(scores: Tensor) -> Tensor:
     return places * epsilon * scores.double().abs()
 
 
-def rounding_of(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
+def rounding_of(tensordict: TensorDictBase, key: NestedKey, reader: str) -> Tensor:
     """Return the rounding of an entry: what ``("rounding", *key)`` says, and at least its own.
 
     Scores may have been computed in less precision than they are kept in, and terms that cancel
@@ -45,23 +46,32 @@ def rounding_of(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
     """
     own = rounding(tensordict.get(key)).reshape(-1)
     whole = unravel_key(key)
-    said = tensordict.get((ROUNDING, *((whole,) if isinstance(whole, str) else whole)), None)
-    return own if said is None else torch.maximum(own, said.to(own).reshape(-1))
+    said = (ROUNDING, *((whole,) if isinstance(whole, str) else whole))
+    if tensordict.get(said, None) is None:
+        return own
+    return torch.maximum(own, read_numbers(tensordict, said, reader, like=own).to(own))
 
 
-def side_by_side(tensordict: TensorDictBase, keys: Sequence[NestedKey]) -> tuple[Tensor, Tensor]:
+def side_by_side(
+    tensordict: TensorDictBase, keys: Sequence[NestedKey], reader: str
+) -> tuple[Tensor, Tensor]:
     """Scores of several rewards, which may come in several precisions.
 
     Args:
         tensordict: The batch.
         keys: Entry of each of K rewards.
+        reader: Who reads them, for messages.
 
     Returns:
         The scores, float64 ``[n, K]``, and their `rounding_of` as they came, ``[n, K]``.
     """
+    columns: list[Tensor] = []
+    for key in keys:
+        first = columns[0] if columns else None
+        columns.append(read_numbers(tensordict, key, reader, like=first).double())
     return (
-        torch.stack([tensordict.get(key).reshape(-1).double() for key in keys], dim=1),
-        torch.stack([rounding_of(tensordict, key) for key in keys], dim=1),
+        torch.stack(columns, dim=1),
+        torch.stack([rounding_of(tensordict, key, reader) for key in keys], dim=1),
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from astrolabe_objectives.anchored import AnchoredLoss, Prediction, mean_square
 from astrolabe_objectives.denoising import Draw, Levels
 from astrolabe_objectives.keys import WEIGHT
+from astrolabe_objectives.kl import Reduction
 from astrolabe_objectives.snapshots import Snapshots
 
 
@@ -44,6 +45,7 @@ class RWRLoss(AnchoredLoss):
         weight_clip: Largest weight, above 0; 20 as in advantage-weighted regression (1910.00177).
         kl_coeff: Weight of the KL term, 0 or more.
         prediction: Space of all squared distances, ``"velocity"`` or ``"x0"``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"`` of the losses, see `AnchoredLoss`.
         levels: ``"one"`` or ``"all"`` noise levels per clip, see `DenoisingLoss`.
         draw: ``"list"`` or ``"uniform"`` noise levels, see `DenoisingLoss`.
         seed: Start of the stream of levels and noise.
@@ -72,6 +74,7 @@ class RWRLoss(AnchoredLoss):
         weight_clip: float = 20.0,
         kl_coeff: float = 1e-4,
         prediction: Prediction = "velocity",
+        reduction: Reduction = "mean",
         levels: Levels = "one",
         draw: Draw = "list",
         seed: int = 0,
@@ -82,6 +85,7 @@ class RWRLoss(AnchoredLoss):
             sigmas,
             kl_coeff=kl_coeff,
             prediction=prediction,
+            reduction=reduction,
             levels=levels,
             draw=draw,
             seed=seed,
@@ -90,14 +94,14 @@ class RWRLoss(AnchoredLoss):
         self.temperature = temperature
         self.weight_clip = weight_clip
 
-    @dispatch  # type: ignore[untyped-decorator]  # tensordict ships no types
+    @dispatch(source="keyword_keys", auto_batch_size=False)  # type: ignore[untyped-decorator]
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
-        """Return losses and metrics, float32 ``[]`` each, for clips of any batch shape."""
+        """Return losses and metrics, float32, for samples of any batch shape."""
         noised = self.noise(tensordict)
         weight = noised[WEIGHT]  # [M]
         seen = self.compare(noised)
         error = mean_square(seen.policy - seen.clean)
-        return self.outcome(seen, (weight * error).mean(), policy_error=error.mean())
+        return self.outcome(seen, weight * error, policy_error=error)
 
     def _noise(self, batch: TensorDictBase) -> TensorDictBase:
         noised = super()._noise(batch)

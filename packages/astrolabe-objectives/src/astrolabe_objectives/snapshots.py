@@ -13,17 +13,18 @@ and small numbers.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Self
 
 import torch
-from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
+from astrolabe_objectives.bound import Bound
 from astrolabe_objectives.errors import SnapshotError
 from astrolabe_objectives.live import LiveParameters, master, master_dtype
 from astrolabe_objectives.schedules import OldDecay, ReferenceReset, StatefulRule
 from astrolabe_objectives.shards import local, part, shared, total
+from astrolabe_objectives.snapshot_state import EXTRA, as_flat, check_fit, key_of
 
 OLD = "old"
 REFERENCE = "reference"
@@ -33,8 +34,8 @@ _OLD_DECAY = OldDecay()
 _REFERENCE_RESET = ReferenceReset()
 
 
-class Snapshots:
-    """Named copies of the trainable parameters of one network.
+class Snapshots(nn.Module):
+    """Named copies of the trainable parameters of one network, which it does not own.
 
     Every copy starts equal to the live parameters. Parameters that do not require a gradient when
     this object is made are neither copied nor touched. Under FSDP2 each rank holds the copies of
@@ -45,17 +46,22 @@ class Snapshots:
     weights are. A swap also empties autocast's cache of cast weights, so all of this may happen
     under ``torch.autocast``.
 
+    It is a module so that a loss that has it saves it: ``state_dict()`` holds the copies, the age
+    of the reference and the state of its rule. Its tensors stay the same objects for good, so who
+    writes into them, as TorchRL's target updaters do, writes into the copies.
+
     Args:
         parameters: The network, after `fully_shard` if it is used, or, if nothing of it is sharded,
             its parameters by name.
-        names: Names of the copies, such as ``"old"`` and ``"reference"``.
+        names: Names of the copies, such as ``"old"`` and ``"reference"``; without dots.
         old_decay: ``γ(step)`` for ``old`` in `advance`.
         reference_reset: ``(kl, epochs) -> bool`` for ``reference`` in `advance`; if it has a
             ``state_dict()``, that is part of this object's.
 
     Raises:
-        ValueError: If nothing is trainable, no name is given, or sharded parameters are given
-            without their network.
+        ValueError: If nothing is trainable, no name or a name with a dot is given, or sharded
+            parameters are given without their network.
+        TypeError: If a name is no text.
 
     Example:
         >>> network = nn.Linear(2, 2)
@@ -76,7 +82,16 @@ class Snapshots:
         old_decay: Callable[[int], float] = _OLD_DECAY,
         reference_reset: Callable[[float, int], bool] = _REFERENCE_RESET,
     ) -> None:
+        super().__init__()
         self._live = LiveParameters(parameters)
+        for name in names:
+            if not isinstance(name, str):
+                raise TypeError(
+                    f"Snapshots got the name {name!r}. Give names as single arguments of text: "
+                    'Snapshots(network, "old", "reference").'
+                )
+            if not name or "." in name:
+                raise ValueError(f"Snapshots got the name {name!r}. Give letters without a dot.")
         if not names:
             raise ValueError('Snapshots got no names. Name the copies, such as "old", "reference".')
         live = self._live.now()
@@ -90,6 +105,10 @@ class Snapshots:
     def names(self) -> tuple[str, ...]:
         """Names of the copies."""
         return tuple(self._copies)
+
+    def live(self) -> dict[str, nn.Parameter]:
+        """Return the trained parameters themselves, by name."""
+        return dict(self._live.now())
 
     @property
     def sharded(self) -> bool:
@@ -129,7 +148,7 @@ class Snapshots:
             SnapshotError: If there is no copy ``name``.
         """
         self._copy(name)
-        return _Bound(self, name, module)
+        return Bound(self, name, module)
 
     def refresh(self, name: str) -> None:
         """Set copy ``name`` to the live values."""
@@ -218,27 +237,29 @@ class Snapshots:
             metrics["snapshot/old_decay"] = decay
         return metrics
 
-    def state_dict(self) -> dict[str, Any]:  # values: tensors by name, a counter, a rule's state
-        """Return the copies, not the live parameters, and the age of the reference.
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:  # torch's hook of `state_dict`
+        """Write the copies, not the live parameters, and the age of the reference.
 
         Copies of sharded parameters are DTensors, which `torch.distributed.checkpoint` saves in
         parts and loads on any number of ranks.
         """
         live = self._live.now()
-        state = {
-            "copies": {
-                name: {key: shared(values, live[key]) for key, values in self._copy(name).items()}
-                for name in self._copies
-            },
-            "epochs": self._epochs,
-        }
+        for name in self._copies:
+            for key, values in self._copy(name).items():
+                destination[prefix + key_of(name, key)] = shared(values, live[key])
+        destination[prefix + EXTRA] = self.get_extra_state()
+
+    def get_extra_state(self) -> dict[str, Any]:  # torch's name; a counter and a rule's state
+        """Return the age of the reference and the state of its rule, for ``state_dict()``."""
+        state: dict[str, Any] = {"epochs": self._epochs}
         if isinstance(self._reference_reset, StatefulRule):
             state["reference_reset"] = dict(self._reference_reset.state_dict())
         return state
 
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave, bit for bit; whole tensors and DTensors alike.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # type: ignore[override]
+        """Take back what ``state_dict()`` gave, bit for bit; whole tensors and DTensors alike.
 
         Ranks that share the parameters must all call this.
 
@@ -246,34 +267,59 @@ class Snapshots:
             SnapshotError: If names, parameters, shapes or the kind of rule differ from this
                 object's.
         """
-        saved = state["copies"]
-        if set(saved) != set(self._copies):
-            raise SnapshotError(
-                f"the saved snapshots are {sorted(saved)}, this run has {sorted(self._copies)}. "
-                "Resume with the settings that the run was started with."
-            )
+        self._load(as_flat(state))
+
+    def _load_from_state_dict(  # torch's hook of the module that this is part of
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        state = {
+            key.removeprefix(prefix): value
+            for key, value in state_dict.items()
+            if key.startswith(prefix)
+        }
+        if not state:
+            missing_keys += [prefix + key for key in self.state_dict()]
+            return
+        try:
+            self._load(state)
+        except SnapshotError as error:
+            error_msgs.append(str(error))
+
+    @torch.no_grad()
+    def _load(self, state: Mapping[str, Any]) -> None:
         live = self._live.now()
         shapes = {key: tuple(parameter.shape) for key, parameter in live.items()}
-        for name in self._copies:
-            found = {key: tuple(values.shape) for key, values in saved[name].items()}
-            if found != shapes:
-                key, shape = sorted(set(shapes.items()) ^ set(found.items()))[0]
-                raise SnapshotError(
-                    f"saved snapshot {name!r} does not fit the trained parameters, first at "
-                    f"{key!r} of shape {shape}. Resume with the model and LoRA rank of its run."
-                )
-        rule = self._reference_reset
-        if isinstance(rule, StatefulRule) and "reference_reset" not in state:
+        check_fit(state, self.names, shapes)
+        extra, rule = state.get(EXTRA, {}), self._reference_reset
+        if "epochs" not in extra:
+            raise SnapshotError(
+                "the snapshots were saved without the age of the reference. Give the whole of what "
+                "state_dict() returned."
+            )
+        if isinstance(rule, StatefulRule) and "reference_reset" not in extra:
             raise SnapshotError(
                 "the snapshots were saved without the state of the reference's rule, which this "
                 "run has. Resume with the settings that the run was started with."
             )
         for name in self._copies:
             for key, values in self._copy(name).items():
-                values.copy_(part(saved[name][key], live[key]))
-        self._epochs = state["epochs"]
+                values.copy_(part(state[key_of(name, key)], live[key]))
+        self._epochs = extra["epochs"]
         if isinstance(rule, StatefulRule):
-            rule.load_state_dict(state["reference_reset"])
+            rule.load_state_dict(extra["reference_reset"])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Copies go where the network goes, in a precision of their own.
+        for name in self._copies:
+            self._copy(name)
+        return self
 
     def _copy(self, name: str) -> dict[str, Tensor]:
         """The values of a copy, brought to where the parameters are, in no less than float32."""
@@ -288,7 +334,7 @@ class Snapshots:
         for key, parameter in self._live.now().items():
             if not parameter.is_meta:  # nothing comes back from there
                 precision = torch.promote_types(copy[key].dtype, master_dtype(parameter))
-                copy[key] = copy[key].to(parameter.device, precision)
+                copy[key].data = copy[key].to(parameter.device, precision)
         return copy
 
     def _refuse_while_in_use(self, verb: str) -> None:
@@ -297,20 +343,3 @@ class Snapshots:
                 f"cannot {verb} while {self._in_use!r} is in use: the network does not hold the "
                 "live values now. Leave the `with snapshots.use(...)` block first."
             )
-
-
-class _Bound(TensorDictModuleBase):
-    """A module that always runs with one copy's values."""
-
-    def __init__(self, snapshots: Snapshots, name: str, module: TensorDictModuleBase) -> None:
-        super().__init__()
-        self.module = module
-        self.in_keys = list(module.in_keys)
-        self.out_keys = list(module.out_keys)
-        self._snapshots = snapshots
-        self._name = name
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Run the module with the values of the copy."""
-        with self._snapshots.use(self._name):
-            return self.module(tensordict)
