@@ -288,3 +288,22 @@ def test_one_sample_without_a_batch_size_is_asked_for_it():
         make("nft")(video_latents=torch.zeros(1, 2), advantage=torch.zeros(1))
     found = make("nft", kl_coeff=0.0)(video_latents=torch.zeros(1, 2), advantage=torch.zeros(1, 1))
     assert all(value.isfinite() for value in found)
+
+
+@pytest.mark.slow
+@every_loss
+def test_a_loss_is_compiled_as_one_graph(name):
+    torch.compiler.reset()
+    loss, batch = make(name), batch_of((2,))
+    noised = loss.noise(batch)
+    expected = loss(noised)
+    found = torch.compile(loss, fullgraph=True, backend="aot_eager")(noised)
+    gradients = [
+        torch.autograd.grad(losses["loss_policy"] + losses["loss_kl"], loss.parameters())
+        for losses in (expected, found)
+    ]
+    assert_close(dict(found.items()), dict(expected.items()))
+    assert_close(*gradients)
+    loss.network.module.drop = nn.Dropout(0.5)
+    with pytest.raises(Exception, match="cannot give all of its passes the same dropout"):
+        torch.compile(loss, fullgraph=True, backend="aot_eager")(noised)

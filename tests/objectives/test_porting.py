@@ -8,6 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from astrolabe_objectives import CMGRPOLoss, NFTLoss, Snapshots
+from astrolabe_objectives.anchored import to_velocity
 
 SIGMAS = (0.9, 0.4)
 
@@ -83,3 +84,12 @@ def test_flow_grpo_takes_the_mean_over_advantages_that_are_not_zero():
     gain = (logp(policy) - logp(old)).exp() * advantage
     kept = advantage != 0
     assert_close(loss(noised)["loss_policy"].detach(), -gain[kept].mean() * kept.float().mean())
+
+
+def test_an_error_of_a_velocity_is_that_of_its_noise_over_one_minus_sigma_squared():
+    noisy, first, second = torch.randn(3, 4, 2).unbind()
+    sigma = torch.tensor([0.2, 0.5, 0.7, 0.9])[:, None]
+    noise = [(noisy - (1 - sigma) * x0) / sigma for x0 in (first, second)]
+    velocity = [to_velocity(noisy, x0, sigma) for x0 in (first, second)]
+    expected = (noise[0] - noise[1]) ** 2 / (1 - sigma) ** 2
+    assert_close((velocity[0] - velocity[1]) ** 2, expected, rtol=1e-4, atol=1e-5)

@@ -33,6 +33,10 @@ class GroupAdvantage(TensorDictModuleBase):
     the samples of a group whose rewards are all equal, or differ by no more than rounding does in
     the precision in which they were made (`astrolabe_objectives.rounding`).
 
+    Coming from other code: the public trainers of DiffusionNFT and Flow-GRPO take the population's
+    standard deviation plus 1e-4 as here, of the batch or the prompt by their ``global_std``; TRL's
+    GRPO takes that of the sample, smaller advantages by √((n - 1) / n) with ``std="group"``.
+
     Args:
         std: ``"global"``: population standard deviation of all rewards of the batch (table S1);
             ``"group"``: of the rewards of the group; ``"none"``: do not divide.

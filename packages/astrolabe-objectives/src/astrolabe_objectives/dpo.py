@@ -38,6 +38,10 @@ class DPOLoss(AnchoredLoss):
     reward minus the worst one's. To it comes ``kl_coeff · L_KL`` over the selected clips of the
     pairs. While the policy equals the reference the loss is log 2.
 
+    Coming from Diffusion-DPO's public trainer: it has the same ``-β/2`` and means over the entries,
+    with β from 2000 to 5000, but its errors are of the predicted noise, and pairs are given. The
+    error of a velocity is 1 / (1 - σ)² times that of noise, so a β does not carry over at once.
+
     `noise` picks the pairs and returns ``[P, 2]``, best and worst: whoever splits a batch splits
     it by pairs, so a micro-batch of m goes through the network as 2m clips. Pairs are made inside
     the batch that `noise` is given: if that is only a part of what was sampled, the extremes of a

@@ -41,6 +41,13 @@ class CMGRPOLoss(AnchoredLoss):
     sampled one after the other are one step together if the network, as in sampling, sees the clean
     chunks before each.
 
+    Coming from Flow-GRPO's public trainer: it leaves out samples of advantage 0 before it forms
+    batches, so its loss is a mean over the others; here it is over all, which is theirs times the
+    share of the others. Its KL term is that of the step's two Gaussians, ``‖Δμ‖² / 2σ'²``,
+    and acts on every sample; here it is ‖Δv‖², or ‖Δx_0‖² = σ² ‖Δv‖² of
+    ``prediction="x0"``, which their term weighs with ``((1 - σ') / σ')² / 2``. Its steps are those
+    of an SDE that is added to the sampler; ours are the sampler's own, so the ratios differ.
+
     The last level is not trained: from there the sampler goes to the clean clip without noise.
 
     While the policy equals ``old`` ρ is 1. ``step_residual``, the mean square of the noise that

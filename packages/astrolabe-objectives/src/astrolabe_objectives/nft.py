@@ -36,6 +36,14 @@ class NFTLoss(AnchoredLoss):
     ``α = E[r | x_t]`` and ``v_pos`` the mean velocity of the clips weighted by r (DiffusionNFT,
     theorem 3.2). While the policy equals ``old`` both implicit policies have the same error.
 
+    Coming from DiffusionNFT's public trainer: its policy loss is ``A_max / β`` times this one with
+    ``adaptive=True, prediction="x0"``, 5 times at β = 1 and 50 times at β = 0.1. AdamW does not
+    mind, but the KL term does: its weight w there is ``kl_coeff = w β / A_max`` here, and
+    unchanged it would weigh 5 to 50 times more. It takes the KL term over all samples
+    (``RankDisagreement(mode="uniform")``) and of velocities, whatever the space of its policy loss;
+    of ``prediction="x0"`` it is σ² times that. A limit on the norm of the gradient acts on the sum
+    that is scaled.
+
     Args:
         network: Any TensorDict module that predicts clean latents from noisy ones.
         snapshots: Copies of the trained parameters: ``"old"``, and ``"reference"`` if ever a sample
