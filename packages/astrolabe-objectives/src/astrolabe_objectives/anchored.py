@@ -158,7 +158,7 @@ class AnchoredLoss(DenoisingLoss):
     def _check_finite(self, batch: TensorDictBase) -> None:
         key = self.tensor_keys.advantage
         bad = ~read_numbers(batch, key, self._name).isfinite()
-        if bad.any():
+        if not bad.is_meta and bad.any():
             raise ValueError(
                 f"{self._name} reads {key!r}, which is not finite for {int(bad.sum())} of "
                 f"{len(bad)} samples, first for number {int(bad.nonzero()[0])}. Give 0 to samples "

@@ -35,7 +35,7 @@ def rounding(scores: Tensor) -> Tensor:
     return places * epsilon * scores.double().abs()
 
 
-def rounding_of(tensordict: TensorDictBase, key: NestedKey, reader: str) -> Tensor:
+def rounding_of(tensordict: TensorDictBase, key: NestedKey, reader: str = "rounding_of") -> Tensor:
     """Return the rounding of an entry: what ``("rounding", *key)`` says, and at least its own.
 
     Scores may have been computed in less precision than they are kept in, and terms that cancel
