@@ -4,10 +4,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from tensordict import TensorDict
 
-from astrolabe_rewards import FlowMQ, PixelCheck, SharpnessVQ, TinyTextReward, WeightsError
+from astrolabe_rewards import (
+    CompositeReward,
+    FlowMQ,
+    PixelCheck,
+    SharpnessVQ,
+    TinyTextReward,
+    WeightsError,
+)
 from astrolabe_rewards.matcher import clips_of
 from astrolabe_rewards.pixel_check import PALETTE
+from astrolabe_rewards.weights import TensorFiles
 from astrolabe_rewards.words import VOCABULARY, named_attributes
 from astrolabe_rollout.tiny import load_tiny
 from astrolabe_rollout.world import COLOURS, GROUNDS, MOTIONS, SHAPES, render, sample_scenes
@@ -29,6 +39,19 @@ def tiny():
 def other(value, values):
     """A value that is wrong."""
     return values[(values.index(value) + 1) % len(values)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_no_precision_of_the_caller_changes_a_score(world, tiny, dtype):
+    scenes, videos = world
+    batch = TensorDict(batch_size=[2])
+    batch["video", "pixels"], batch["video", "fps"] = videos[:2], torch.full((2,), 16.0)
+    batch["prompt", "text"] = [scene.caption for scene in scenes[:2]]
+    exact = tiny(batch.clone())["score", "tiny_ta"]
+    with torch.autocast("cpu", dtype=dtype):
+        assert tiny(batch.clone())["score", "tiny_ta"].equal(exact)
+    cast = CompositeReward({"tiny_ta": (TinyTextReward(), 1.0)}).to(dtype)
+    assert cast(batch)["score", "tiny_ta"].equal(exact)
 
 
 def test_the_vocabulary_is_that_of_the_world():
@@ -213,3 +236,16 @@ def test_weights_of_another_network_are_refused(tmp_path):
     save_file({"blocks.0.weight": torch.zeros(3)}, file)
     with pytest.raises(WeightsError, match="holds no weights of tiny_ta"):
         TinyTextReward(path=str(file))
+
+
+def test_weights_of_a_reward_that_are_no_numbers_are_refused_by_name(tiny, tmp_path):
+    state = {name: value.clone() for name, value in tiny.matcher.state_dict().items()}
+    state["frame.0.weight"][0, 0, 0, 0] = torch.nan
+    save_file(state, tmp_path / "t.safetensors")
+    with pytest.raises(WeightsError, match=r"t\.safetensors'.*'frame\.0\.weight'"):
+        TinyTextReward(path=str(tmp_path / "t.safetensors"))
+    with (
+        TensorFiles([tmp_path / "t.safetensors"]).opened() as read,
+        pytest.raises(WeightsError, match=r"'frame\.0\.weight'"),
+    ):
+        read("frame.0.weight")

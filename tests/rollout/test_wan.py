@@ -1,22 +1,27 @@
 """The families of real models, on small random weights of the same architecture."""
 
 import inspect
+import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from huggingface_hub import constants
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import UMT5Config, UMT5EncoderModel
 
-from astrolabe_rollout import hub, lora_files, wan
+from astrolabe_rollout import hub, lora_files, tiny, wan
+from astrolabe_rollout.checkpoints import load_checkpoint
 from astrolabe_rollout.chunks import ChunkStream
 from astrolabe_rollout.conversion import to_original
 from astrolabe_rollout.errors import CheckpointError
 from astrolabe_rollout.lora import add_lora, load_lora, save_lora
 from astrolabe_rollout.text import word_tokenizer
+from astrolabe_rollout.wan_components import load_codec, load_text_encoder
 
 FAMILIES = {
     # name: size, chunk, window, sink, relative, switch, rebuild, steps, first steps, warped
@@ -249,3 +254,63 @@ def test_incomplete_and_damaged_components_are_named(load, folder, tmp_path):
     (tmp_path / "parts" / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match=r"vae' cannot be loaded"):
         load("self_forcing", components=str(tmp_path / "parts"))
+
+
+PLACE = (torch.float32, torch.device("cpu"))
+#: Weights of every kind: their file, and what reads it.
+WEIGHTS = {
+    "transformer": ("transformer.safetensors", load_checkpoint),
+    "transformer in 8 bits": ("eight.safetensors", load_checkpoint),
+    "shard": ("shards/b.safetensors", lambda file: load_checkpoint(file.parent)),
+    "adapter": ("adapter/adapter_model.safetensors", lora_files.read_lora),
+    "text encoder": (
+        "parts/text_encoder/model.safetensors",
+        lambda file: load_text_encoder(file.parents[1], *PLACE),
+    ),
+    "VAE": (
+        "parts/vae/diffusion_pytorch_model.safetensors",
+        lambda file: load_codec(file.parents[1], *PLACE),
+    ),
+    "embedded codec": ("tiny/codec.safetensors", lambda file: tiny.load_tiny(file.parent)),
+}
+
+
+@pytest.fixture(scope="module")
+def weights(folder):
+    """The folder with some more files."""
+    state = {name: value.clone() for name, value in network().state_dict().items()}
+    save_file(state, folder / "transformer.safetensors")
+    eight = {name: value.to(torch.float8_e4m3fn) for name, value in state.items()}
+    save_file(eight, folder / "eight.safetensors")
+    (folder / "shards").mkdir()
+    half = len(state) // 2
+    pieces = {"a": list(state)[:half], "b": list(state)[half:]}
+    for name, keys in pieces.items():
+        save_file({key: state[key] for key in keys}, folder / "shards" / f"{name}.safetensors")
+    names = {key: f"{name}.safetensors" for name, keys in pieces.items() for key in keys}
+    index = folder / "shards" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": names}))
+    shutil.copytree(Path(tiny.__file__).parent / "tiny_weights", folder / "tiny")
+    return folder
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_weights_that_are_no_numbers_are_refused_by_file_and_name(weights, kind):
+    name, read = WEIGHTS[kind]
+    file = weights / name
+    whole, state = file.read_bytes(), load_file(file)
+    read(file)
+    try:
+        for wrong in (torch.nan, -torch.inf) if "8 bits" not in kind else (torch.nan,):
+            last = list(state)[-1]
+            spoilt = {key: value.clone() for key, value in state.items()}
+            spoilt[last].view(-1)[-1:] = torch.full((1,), wrong).to(spoilt[last].dtype)
+            save_file(spoilt, file, metadata={"format": "pt"})
+            with pytest.raises(CheckpointError, match="NaN or infinite") as caught:
+                read(file)
+            assert last in str(caught.value)
+            assert file.parent.name in str(caught.value)
+            # What is tied is there twice.
+            assert re.search(r": [12] of \d+ tensors", str(caught.value))
+    finally:
+        file.write_bytes(whole)

@@ -6,9 +6,10 @@ videos that were blurred, noisy, faint, deformed, shuffled or frozen, with targe
 uncertain as the video does. So its probabilities also tell how clearly a thing is shown.
 """
 
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +20,7 @@ from torch.nn import functional
 from astrolabe_rewards.errors import WeightsError
 from astrolabe_rewards.frames import evenly_spaced
 from astrolabe_rewards.reward import Reward
+from astrolabe_rewards.weights import check_finite
 from astrolabe_rewards.words import VOCABULARY, named_attributes
 
 SIZE = 48
@@ -57,6 +59,16 @@ class TinyMatcher(nn.Module):
                 for name, values in VOCABULARY.items()
             }
         )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Torch's way to move and cast a module: it moves, but stays in float32."""
+
+        def moved(value: Tensor) -> Tensor:
+            found = fn(value)
+            return found if found.dtype == value.dtype else value.to(found.device)
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]  # torch has no types there
+        return self
 
     def forward(self, clips: Tensor) -> dict[str, Tensor]:
         """Return logits of every attribute.
@@ -114,6 +126,8 @@ def load_matcher(path: str | Path | None = None) -> TinyMatcher:
     try:
         state = load_file(file)
         matcher.load_state_dict({name: value.float() for name, value in state.items()})
+        for name, value in state.items():
+            check_finite(file, name, value)
     except (SafetensorError, RuntimeError) as error:
         raise WeightsError(
             f"{str(file)!r} holds no weights of tiny_ta ({str(error).splitlines()[0]}). "
@@ -126,8 +140,8 @@ class TinyTextReward(Reward):
     """How clearly a video shows what its prompt names, in the embedded model's world.
 
     The mean, over the attributes that the prompt names (colour, shape, motion, ground), of the
-    probability that a small classifier gives to the named value. A prompt that names none of them
-    scores a neutral 0.5. Other worlds need another reward.
+    probability that a small classifier, always in float32, gives to the named value. A prompt that
+    names none of them scores a neutral 0.5. Other worlds need another reward.
 
     Args:
         path: Weights made by ``tools/train_tiny_reward.py``; None takes the shipped ones.
@@ -154,7 +168,7 @@ class TinyTextReward(Reward):
         device = next(self.matcher.parameters()).device
         logits = self.matcher(clips_of(pixels).to(device))
         probabilities = {name: value.softmax(-1).cpu() for name, value in logits.items()}
-        scores = torch.full((len(prompts),), NEUTRAL)
+        scores = torch.full((len(prompts),), NEUTRAL, dtype=torch.float32)
         for i, prompt in enumerate(prompts):
             named = named_attributes(prompt)
             if named:

@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -85,6 +86,16 @@ def checked_fps(fps: object, count: int, name: str) -> Tensor:
     return flat
 
 
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    """Score in the precision that a reward was made for, whatever its caller computes in."""
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
 class Reward(Portable):
     """One number per video: larger is better.
 
@@ -92,7 +103,7 @@ class Reward(Portable):
     writes ``("score", name)`` and, of scores that come in 16 bits, ``("rounding", "score", name)``:
     by how much two of them may differ and be equal. A subclass declares what it is by the class
     attributes below, of which it must give the first two, and writes ``score``. One with a
-    constructor calls this one's.
+    constructor calls this one's. ``score`` runs without the autocast of its caller.
 
     Attributes:
         name: Second element of the key that is written.
@@ -184,7 +195,7 @@ class Reward(Portable):
         if count == 0:
             scores = torch.zeros(0)
         else:
-            with torch.inference_mode():
+            with torch.inference_mode(), _no_autocast():
                 scores = self._call_score(pixels.flatten(0, len(shape) - 1), prompts, fps)
         if scores.dtype.itemsize < 4:
             blur = rounding(scores, scores.dtype).to(pixels.device, torch.float32).clone()

@@ -52,7 +52,10 @@ class TensorFiles:
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[str], Tensor]]:
-        """Give a function that reads a tensor by its name, onto the CPU."""
+        """Give a function that reads a tensor by its name, onto the CPU.
+
+        It raises `WeightsError` if a number of the tensor is not finite.
+        """
         with ExitStack() as stack:
             readers: dict[Path, Callable[[str], Tensor]] = {}
             for path in self.paths:
@@ -61,11 +64,16 @@ class TensorFiles:
                     readers[path] = file.get_tensor
                 else:
                     readers[path] = self._unpacked(path).__getitem__
-            yield lambda name: readers[self._home[name]](name)
+            yield lambda name: self._finite(name, readers[self._home[name]](name))
 
     def names(self) -> str:
         """Return the files, for messages."""
         return " and ".join(repr(str(path)) for path in self.paths)
+
+    def _finite(self, name: str, value: Tensor) -> Tensor:
+        """The tensor, if all of its numbers are finite."""
+        check_finite(self._home[name], name, value)
+        return value
 
     def _shapes_of(self, path: Path) -> list[tuple[str, tuple[int, ...]]]:
         if path.suffix != ".safetensors":
@@ -92,6 +100,22 @@ class TensorFiles:
                 f"{str(path)!r} is no flat dict of tensors. Take the file as it was published."
             )
         return state
+
+
+def check_finite(path: Path, name: str, value: Tensor) -> None:
+    """Refuse a tensor with a number that is NaN or infinite: every score would be NaN.
+
+    Raises:
+        WeightsError: Names file and tensor.
+    """
+    if not value.is_floating_point() or not value.numel():
+        return
+    # The ends are NaN if any number is; unlike `isfinite` this takes no memory.
+    if not all(bool(end.isfinite()) for end in value.aminmax()):
+        raise WeightsError(
+            f"{str(path)!r}: the tensor {name!r} holds NaN or infinite numbers. "
+            "Copy or download it again."
+        )
 
 
 def _unreadable(path: Path, error: Exception) -> WeightsError:

@@ -21,6 +21,7 @@ from astrolabe_rollout.conversion import (
 from astrolabe_rollout.derived import without_tables
 from astrolabe_rollout.errors import CheckpointError
 from astrolabe_rollout.extras import wan_extra
+from astrolabe_rollout.finite import check_finite
 from astrolabe_rollout.quantised import dequantise
 from astrolabe_rollout.wan_config import (
     check_scheduler,
@@ -53,17 +54,25 @@ def load_checkpoint(path: str | Path, eight_bits: torch.dtype = torch.float32) -
         Tensors on the CPU by diffusers' names; names that are neither are kept.
 
     Raises:
-        CheckpointError: If a file is missing, damaged, or holds no tensors by name.
+        CheckpointError: If a file is missing, damaged, or holds no tensors by name or numbers that
+            are not finite.
     """
     path = Path(path)
     content: dict[str, Tensor] = {}
     if path.is_dir():
         for file in _files_of(path):
-            content |= unwrap(read_file(file))
+            content |= _checked(file)
     else:
-        content = dict(unwrap(read_file(path)))
+        content = _checked(path)
     weights = without_tables(strip_prefixes(content))
     return to_diffusers(dequantise(weights, eight_bits))
+
+
+def _checked(file: Path) -> dict[str, Tensor]:
+    """The network's tensors in a file, all of them finite."""
+    found = dict(unwrap(read_file(file)))
+    check_finite(file, found)
+    return found
 
 
 def read_file(path: Path) -> object:

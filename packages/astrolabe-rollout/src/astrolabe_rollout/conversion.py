@@ -6,12 +6,12 @@ to one, so nothing is ever dropped or guessed: after conversion all keys and sha
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from torch import Tensor
 
-from astrolabe_rollout.errors import CheckpointError
+from astrolabe_rollout.errors import CheckpointError, some
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -179,9 +179,3 @@ def _translate(name: str, table: Mapping[str, str]) -> str:
 def num_blocks(names: Iterable[str]) -> int:
     """Number of transformer blocks that parameters belong to."""
     return len({match[1] for name in names if (match := re.match(r"blocks\.(\d+)\.", name))})
-
-
-def some(names: Collection[str]) -> str:
-    """The first few of a list, for an error message."""
-    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(list(names)[:3]) + rest

@@ -1,5 +1,7 @@
 """Errors about files; wrong arguments raise plain ``ValueError`` or ``TypeError``."""
 
+from collections.abc import Collection
+
 
 class CheckpointError(ValueError):
     """A checkpoint or adapter that cannot be read or does not fit the network."""
@@ -11,3 +13,9 @@ class PromptFileError(ValueError):
 
 class PrecisionWarning(UserWarning):
     """Numbers that are too small for the precision they were added in."""
+
+
+def some(names: Collection[str]) -> str:
+    """The first few of a list, for an error message."""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(list(names)[:3]) + rest

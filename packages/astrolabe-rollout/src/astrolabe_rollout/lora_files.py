@@ -11,6 +11,7 @@ from torch import Tensor
 from astrolabe_rollout.checkpoints import ENDINGS, read_file
 from astrolabe_rollout.errors import CheckpointError
 from astrolabe_rollout.extras import wan_extra
+from astrolabe_rollout.finite import check_finite
 from astrolabe_rollout.hub import locate
 from astrolabe_rollout.lora_config import configured, named_layers, of_peft
 from astrolabe_rollout.lora_names import Entries, sort_entries
@@ -76,12 +77,14 @@ def read_lora(path: str | Path) -> Adapter:
 
     Raises:
         CheckpointError: If a file is missing, damaged, no LoRA, or holds more than the two matrices
-            of linear layers; or if what is stated is contradictory.
+            of linear layers, or numbers that are not finite; or if what is stated is contradictory.
     """
     path = Path(path)
     named = path.is_file() or (path.suffix in ENDINGS and not path.is_dir())
     file = path if named else _file_of(path)
     content, notes = _unwrapped(file)
+    # Of a strength it is said where it stands, see `scales`.
+    check_finite(file, {key: x for key, x in content.items() if not key.endswith(".alpha")})
     entries = sort_entries(file, content)
     peft = dict(peft_settings(file, notes))
     statements = [of_peft(settings, place) for place, settings in peft.items()]

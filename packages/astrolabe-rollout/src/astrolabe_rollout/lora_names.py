@@ -13,11 +13,10 @@ from astrolabe_rollout.conversion import (
     HOLDERS,
     WRAPPERS,
     bare,
-    some,
     to_diffusers,
     to_original,
 )
-from astrolabe_rollout.errors import CheckpointError
+from astrolabe_rollout.errors import CheckpointError, some
 
 PREFIX: Final = "base_model.model."  # of every key in a file of peft
 

@@ -14,6 +14,7 @@ from astrolabe_rollout import world
 from astrolabe_rollout.codec import PatchCodec
 from astrolabe_rollout.errors import CheckpointError
 from astrolabe_rollout.extras import wan_extra
+from astrolabe_rollout.finite import check_finite
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.model import VideoModel
 from astrolabe_rollout.needs import TINY_PARTS as PARTS
@@ -91,6 +92,7 @@ def load_tiny(path: str | Path | None = None, layers: int = LAYERS) -> VideoMode
         file = folder / f"{name}.safetensors"
         try:
             state = load_file(file)
+            check_finite(file, state)
             module.load_state_dict({key: value.float() for key, value in state.items()})
         except FileNotFoundError:
             raise CheckpointError(

@@ -7,6 +7,7 @@ import torch
 
 from astrolabe_rollout.errors import CheckpointError
 from astrolabe_rollout.extras import wan_extra
+from astrolabe_rollout.finite import check_finite
 from astrolabe_rollout.text import TextEncoder
 from astrolabe_rollout.wan_config import check_text_encoder, check_vae, read_json
 from astrolabe_rollout.wan_vae import WanCodec
@@ -20,7 +21,8 @@ def load_text_encoder(folder: Path, dtype: torch.dtype, device: torch.device) ->
     """Load UMT5 and its tokenizer from a diffusers folder of Wan; prompts have 512 tokens.
 
     Raises:
-        CheckpointError: If it is damaged, incomplete, of another kind or unfit for its tokenizer.
+        CheckpointError: If it is damaged, incomplete, of another kind or unfit for its tokenizer,
+            or a number is not finite.
     """
     part = folder / "text_encoder"
     check_text_encoder(_config(part), repr(str(part)))
@@ -28,6 +30,7 @@ def load_text_encoder(folder: Path, dtype: torch.dtype, device: torch.device) ->
         loaded: Any = UMT5EncoderModel.from_pretrained(part, dtype=dtype, output_loading_info=True)
         encoder, found = loaded
         _complete(part, found, others=("decoder.", "lm_head."))
+    check_finite(part, encoder.state_dict())
     with _reading(folder / "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     if len(tokenizer) > encoder.config.vocab_size:
@@ -42,7 +45,7 @@ def load_codec(folder: Path, dtype: torch.dtype, device: torch.device) -> WanCod
     """Load Wan's VAE from a diffusers folder.
 
     Raises:
-        CheckpointError: If it is damaged, incomplete or of another kind.
+        CheckpointError: If it is damaged, incomplete or of another kind, or a number is not finite.
     """
     part = folder / "vae"
     check_vae(_config(part), repr(str(part)))
@@ -51,6 +54,7 @@ def load_codec(folder: Path, dtype: torch.dtype, device: torch.device) -> WanCod
             part, torch_dtype=dtype, output_loading_info=True
         )
         _complete(part, found)
+    check_finite(part, vae.state_dict())
     return WanCodec(vae).to(device)
 
 
