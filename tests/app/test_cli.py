@@ -10,7 +10,7 @@ import pytest
 
 from astrolabe.cli import main
 from astrolabe.keys_table import END, START, put_table, table
-from astrolabe.load import overlay_names, recipe_names
+from astrolabe.load import overlay_names, read_recipe, recipe_names
 from astrolabe_eval import read_mp4, write_mp4
 
 
@@ -186,6 +186,8 @@ def test_recipes_are_listed_with_what_they_are_for(capsys):
     assert [line.partition(":")[0] for line in lines] == recipe_names()
     assert [line.partition(":")[0] for line in overlays.splitlines()] == overlay_names()
     assert any(line.startswith("tiny: the embedded model") for line in lines)
+    for name in (*recipe_names(), *overlay_names()):  # what is listed is the first line alone
+        assert read_recipe(name).splitlines()[1].removeprefix("# ")[0].isupper()
 
 
 def test_parts_are_listed_and_explained(capsys):

@@ -7,6 +7,7 @@ import torch
 from tensordict import TensorDict
 
 from astrolabe import cli, session
+from astrolabe.checks import check_model, check_terms
 from astrolabe.compose import compose
 from astrolabe.config import Part, RewardTerm
 from astrolabe.errors import ConfigError
@@ -125,8 +126,12 @@ def with_objective(run, kind):
 def test_an_objective_that_does_not_fit_is_refused_before_anything_is_sampled(
     small_run, kind, message
 ):
-    with pytest.raises(ConfigError, match=message):
-        compose(with_objective(small_run, kind))
+    run = with_objective(small_run, kind)
+    with pytest.raises(ConfigError, match=message) as built:
+        compose(run)
+    with pytest.raises(ConfigError) as rehearsed:
+        check_model(run, 1)
+    assert str(rehearsed.value) == str(built.value)
 
 
 @pytest.mark.parametrize("kind", [Plain, WithoutAdvantages])
@@ -138,6 +143,7 @@ def test_the_shortest_objective_of_ones_own_is_trained(small_run, tmp_path, kind
         disagreement=replace(run.disagreement, mode="none"),
         evaluation=replace(run.evaluation, at_end=False),
     )
+    check_model(run, 1)
     assert session.start(run, tmp_path / "run") == 0
     assert '"policy/gradient_norm": 0.' in (tmp_path / "run" / "metrics.jsonl").read_text()
 
@@ -151,6 +157,51 @@ def test_the_loss_of_the_readme_is_trained_by_the_command_line(small, tmp_path, 
     named = ["objective.name=my_losses:ImitateBetter", "objective.options.strength=0.5"]
     assert session.start(load(["tiny"], [*small, *changes, *named]), tmp_path / "run") == 0
     assert '"better_fraction": 0.5' in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+class Misspelt(Reward):
+    name, unit, need_text = "misspelt", "none", True
+
+    def score(self, pixels, prompts, fps):
+        return pixels.float().mean((1, 2, 3, 4))
+
+
+class Heavy(Misspelt):
+    def __init__(self):
+        raise AssertionError("reads gigabytes")
+
+
+def mute(batch):
+    return batch
+
+
+def speaker():
+    return lambda batch: batch.set(("score", "own"), torch.zeros(*batch.batch_size, 1))
+
+
+def muted():
+    return mute
+
+
+@pytest.mark.parametrize("kind", ["Misspelt", "Heavy"])
+@pytest.mark.parametrize("table", ["rewards", "evaluation.judges"])
+def test_the_dry_run_refuses_what_a_reward_of_ones_own_declares_wrong(kind, table):
+    run = load(["tiny"], [f"{table}.own.name={__name__}:{kind}"])
+    with pytest.raises(ValueError, match=r"\.need_text = True would have no effect"):
+        check_terms(run)
+
+
+@pytest.mark.parametrize("table", ["rewards", "evaluation.judges"])
+def test_a_function_that_writes_no_score_is_refused_at_the_start(small, table):
+    changed = [*small, "rollout.num_frames=3"]
+
+    def start(maker):
+        run = load(["tiny"], [*changed, f"{table}.own.name={__name__}:{maker}"])
+        compose(run) if table == "rewards" else check_terms(run, judges_only=True)
+
+    start("speaker")
+    with pytest.raises(ConfigError, match=table + r"\.own: .* did not write \('score', 'own'\)"):
+        start("muted")
 
 
 class Halfway(Reward):

@@ -71,7 +71,7 @@ def test_what_is_there_is_not_made_again_and_never_lost(folder, random_model, ca
 
 
 def test_a_seed_gives_the_same_video_in_any_batch_and_process(folder, random_model, monkeypatch):
-    prompts = ["a red circle", "a blue square", "a green triangle"]
+    prompts = ["a red circle", "a blue square moves left on dark ground", "a triangle"]
     command = ["generate", *prompts, "--frames", "9", *random_model]
     assert run(*command, "--out", "one") == 0
     monkeypatch.setenv("WORLD_SIZE", "2")

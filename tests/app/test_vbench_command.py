@@ -112,7 +112,7 @@ def test_advice_names_options_that_the_command_has(place, capsys):
     assert _call(place, folder, "motion_smoothness") == 2
     error = capsys.readouterr().err
     assert set(re.findall(r"--[a-z-]+", error)) == {"--cache", "--download"} <= known
-    assert "amt_model/amt-s.pth (0.01 GB, https://" in error
+    assert "amt_model/amt-s.pth (about 0.01 GB, https://" in error
     assert "=)" not in error
     # Following the advice works.
     assert _call(place, folder, "motion_smoothness", more=["--download"]) == 0

@@ -23,7 +23,7 @@ from astrolabe.compose_rewards import (
     weights,
 )
 from astrolabe.config import Part, Run
-from astrolabe.contract import check_model, check_objective, try_objective
+from astrolabe.contract import OURS, check_model, check_objective, try_objective, try_scorer
 from astrolabe.fit import check_fit, check_scenes, check_whole, window_schedule
 from astrolabe.gradients import Gradients
 from astrolabe.handover import Handover
@@ -130,6 +130,8 @@ def compose(run: Run, world: World = ALONE) -> Parts:
     # Prompts first: of all that can be wrong they are the cheapest to check.
     prompts = prompt_list(run.rollout.prompts, "rollout.prompts")
     reward = build_reward(run)
+    for name, scorer in reward.rewards.items():
+        try_scorer(scorer, name, "rewards")
     model = build_model(run.model)
     check_fit(run, model, world.size)
     check_scenes(run, model, prompts)
@@ -169,7 +171,7 @@ def compose(run: Run, world: World = ALONE) -> Parts:
     )
     check_objective(loss, run.objective.name)
     check_whole(run, loss.whole, world.size)
-    if not (sharded or type(loss).__module__.startswith("astrolabe_objectives.")):
+    if not (sharded or type(loss).__module__.startswith(OURS)):
         try_objective(loss, run.objective.name, run, model)
     schedule = window_schedule(run)
     policy = build_policy(run, model, reward, record=STEPS in loss.in_keys)

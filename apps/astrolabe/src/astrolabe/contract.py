@@ -4,6 +4,7 @@ A part that lacks something would otherwise fail after the first videos are samp
 a metric that is not declared would just be missing.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,8 +15,13 @@ from torch import Tensor
 from astrolabe.config import Run
 from astrolabe.errors import ConfigError
 from astrolabe_objectives.keys import SELECTED, STEPS
-from astrolabe_rewards import Reward
+from astrolabe_rewards import CompositeReward, Reward
+from astrolabe_rewards.declared import check_declared
+from astrolabe_rewards.errors import RewardError
+from astrolabe_rewards.whole_video import WholeVideo
 from astrolabe_rollout.model import VideoModel
+
+_log = logging.getLogger(__name__)
 
 #: What an objective has, and what that is; `astrolabe.compose.Objective` is its type.
 OBJECTIVE = {
@@ -41,6 +47,8 @@ REWARD = {
     "score": "method: score(pixels, prompts, fps), uint8 [N, F, 3, H, W], N texts or None and "
     "float32 [N], returns floating numbers [N], larger for better",
 }
+#: Where the objectives are that need no trial.
+OURS = "astrolabe_objectives."
 _METHODS = ("seed", "noise")
 _CLIPS = 2
 
@@ -160,6 +168,52 @@ def check_reward(scorer: object, name: str, where: str) -> None:
         raise ConfigError(
             f"{where}: the constructor of {name!r} does not call super().__init__(). Call it first."
         )
+
+
+def check_class(maker: object) -> bool:
+    """Refuse a class of rewards that declares something wrong; nothing is made.
+
+    Returns:
+        Whether to make one reads no weights, as it has no constructor of its own.
+
+    Raises:
+        ConfigError: Says what, and the way out.
+    """
+    if not (isinstance(maker, type) and issubclass(maker, Reward)):
+        return False
+    if maker.__init__ is Reward.__init__:
+        return True
+    # What a constructor gives to the object is not known yet.
+    if hasattr(maker, "name") and hasattr(maker, "unit"):
+        check_declared(maker.__new__(maker), Reward)
+    return False
+
+
+def try_scorer(scorer: Any, name: str, where: str) -> None:  # Any: whatever a setting makes
+    """Call a plain function once on made-up videos, to see that it writes its score.
+
+    A `Reward` is checked when it is made. What fails on such videos may judge real ones.
+
+    Args:
+        scorer: One that passed `check_reward`.
+        name: Of the score.
+        where: The table of settings, such as ``rewards``.
+
+    Raises:
+        ConfigError: If it writes no score, or something else than a number for each video.
+    """
+    if isinstance(scorer, (Reward, WholeVideo)):
+        return
+    pixels = torch.randint(256, (_CLIPS, 9, 3, 64, 64), dtype=torch.uint8)
+    batch = TensorDict({"video": {"pixels": pixels}}, batch_size=[_CLIPS])
+    batch["video", "fps"] = torch.full((_CLIPS,), 16.0)
+    batch["prompt", "text"] = ["a red circle"] * _CLIPS
+    try:
+        CompositeReward({name: (scorer, 1.0)}, on_error="raise").score(batch)
+    except RewardError as error:
+        raise ConfigError(f"{where}.{name}: {error}") from error
+    except Exception as error:  # it may need what only a real video has
+        _log.debug("%s.%s fails on made-up videos: %s", where, name, error)
 
 
 _MORE = "'Your own loss' in the README of astrolabe-objectives; `astrolabe parts objectives nft`."

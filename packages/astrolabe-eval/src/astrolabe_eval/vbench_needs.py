@@ -29,7 +29,7 @@ class Needs(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where VBench fetches a file from, and its size in GB if that is known here."""
+    """Where VBench fetches a file from, and about how many GB it has, if that is known here."""
 
     address: str
     gb: float | None = None
@@ -117,10 +117,10 @@ def describe(file: str) -> str:
     """A file of weights with its size and source.
 
     >>> describe("clip_model/ViT-B-32.pt")
-    'clip_model/ViT-B-32.pt (0.35 GB, https://openaipublic.azureedge.net)'
+    'clip_model/ViT-B-32.pt (about 0.35 GB, https://openaipublic.azureedge.net)'
     """
     source = SOURCES[file]
-    size = "" if source.gb is None else f"{source.gb:g} GB, "
+    size = "" if source.gb is None else f"about {source.gb:g} GB, "
     return f"{file} ({size}{source.address})"
 
 
@@ -131,7 +131,7 @@ def overview() -> list[str]:
         prompts = "VBench's" if needs.own else "actions" if needs.reads == "action" else "any"
         sizes = [SOURCES[file].gb for file in needs.files]
         known = sum(size or 0 for size in sizes)
-        weights = "none" if not sizes else f"{known:.2g} GB" if all(sizes) else "large"
+        weights = "none" if not sizes else f"about {known:.2g} GB" if all(sizes) else "large"
         extra = ", detectron2" if needs.detectron2 else ""
         lines.append(f"{name:<24}{needs.reads:<8}{prompts:<10}{weights}{extra}")
     return lines
