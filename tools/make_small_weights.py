@@ -82,7 +82,9 @@ def command(family: str, folder: Path) -> list[str]:
     options = [f"{name}={folder / file}" for name, file in FAMILIES[family].items()]
     options += [one.format(folder) for one in OPTIONS]
     settings = [word for one in options for word in ("--set", f"model.options.{one}")]
-    return ["generate", "a cat runs", "--model", family, *settings, "--frames", "9"]
+    # A folder for each: no program replaces the videos of another model unasked.
+    out = ["--frames", "9", "--out", f"videos/{family}"]
+    return ["generate", "a cat runs", "--model", family, *settings, *out]
 
 
 if __name__ == "__main__":

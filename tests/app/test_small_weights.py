@@ -34,7 +34,7 @@ def test_each_family_films_with_small_weights_of_its_layout(
     with pytest.raises(SystemExit) as end:
         main(tool.command(family, weights))
     assert not end.value.code
-    assert len(read_mp4(tmp_path / "videos" / "000-a-cat-runs.mp4").frames) == 9
+    assert len(read_mp4(tmp_path / "videos" / family / "000-a-cat-runs.mp4").frames) == 9
 
 
 def test_small_weights_are_let_in_only_where_that_is_asked_for(tool, weights, capsys):
