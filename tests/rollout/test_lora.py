@@ -169,6 +169,18 @@ def test_a_saved_adapter_comes_back_bit_for_bit_in_a_fresh_network(saved):
     assert torch.equal(output(fresh), output(network))
 
 
+def test_an_earlier_state_is_saved_in_place_of_the_present_one(tmp_path):
+    network = trained()
+    earlier = values(network)
+    with torch.no_grad():
+        for parameter in trainable_parameters(network).values():
+            parameter += 1
+    save_lora(network, tmp_path, earlier)
+    fresh = build()
+    load_lora(fresh, tmp_path)
+    assert equal(values(fresh), earlier)
+
+
 def test_loading_into_a_network_with_a_lora_keeps_its_parameter_objects(saved):
     network, folder = saved
     other = trained(seed=6)

@@ -183,14 +183,14 @@ def test_an_adapter_on_a_merged_one_is_rounded_once_with_it(files, checkpoint):
 
 def test_adapters_merged_one_after_the_other_are_rounded_once_together(files):
     network = load_network(files / "full.pt", HALF)
-    for name in ("other", "small"):
+    for name in ("other", "small", "large"):
         load_lora(network, files / name)
         assert quiet(merge_lora, network).holds
     whole = load_checkpoint(files / "full.pt")
-    first, second = deltas(files / "other"), deltas(files / "small")
+    first, second, third = (deltas(files / name) for name in ("other", "small", "large"))
     found, again = network.state_dict(), reload(network).state_dict()
     for name in first:
-        summed = whole[name] + first[name] + second[name]
+        summed = whole[name] + first[name] + second[name] + third[name]
         assert (found[name] != summed.to(HALF)).float().mean() < 2e-4, name
         torch.testing.assert_close(again[name], summed, rtol=0, atol=1e-7)
 
