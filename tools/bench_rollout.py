@@ -83,7 +83,7 @@ class Recompute(Uncached):
         rule = CacheRule(self.wan.rule.tokens)  # only what is seen is here
         plan = WindowPlan(rule, self.rotation(seen, x), sizes)
         plan.text = self.text
-        velocity = self.wan._run(latents, timesteps, embeds, plan)
+        velocity = self.wan.velocity(latents, timesteps, embeds, plan)
         width = self.wan.network.patch_embedding.out_channels
         token = 2 * width * x.element_size()  # one layer's are gone when the next one's come
         self.nbytes = max(self.nbytes, token * len(seen) * self.wan.rule.tokens)
@@ -101,7 +101,7 @@ class Concatenate(Uncached):
     def forward_chunk(self, x: Tensor, timestep: Tensor, embeds: Tensor, _: object) -> Tensor:
         """Predict the velocity."""
         self.turn = self.rotation([*range(self.end, self.end + self.frames)], x)
-        return self.wan._run(x, timestep, embeds, self)
+        return self.wan.velocity(x, timestep, embeds, self)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, to: Backend) -> Tensor:
         """Attend to all of the history that may be seen."""

@@ -37,7 +37,7 @@ def test_every_entry_that_is_read_has_a_writer():
 
 @pytest.mark.parametrize(("package", "direction", "key", "text"), list(every_text()))
 def test_every_text_starts_with_type_and_shape(package, direction, key, text):
-    assert re.match(r"(str|bool|int64|uint8|float16|float32) \[[^\]]*\] \S", text)
+    assert re.match(r"(str|dict|bool|int64|uint8|float16|float32) \[[^\]]*\] \S", text)
 
 
 def test_the_readme_shows_the_present_table():
@@ -71,7 +71,8 @@ def batch():
     model = build_tiny().freeze()
     add_lora(model.transformer.network, rank=2, alpha=2)
     snapshots = Snapshots(trainable_parameters(model.transformer.network), "old", "reference")
-    env = PromptEnv(["a red circle spins", "a blue square"], model, group_size=2)
+    rows = [{"prompt": "a red circle spins", "count": 1}, {"prompt": "a blue square", "count": 1}]
+    env = PromptEnv(rows, model, group_size=2)
     policy = StreamingPolicy(model, 3, record=True, overview=5)
     (batch,) = make_collector(env, policy, 1)
     rewards = {"sharpness_vq": (SharpnessVQ(), 1.0), "flow_mq": (FlowMQ(), 1.0)}
@@ -120,8 +121,8 @@ def test_a_real_batch_has_what_the_texts_say(batch, key, text):
     else:
         values = [data[key]]
     for value in values:
-        if dtype == "str":
-            assert [[type(text) for text in row] for row in value] == [[str]] * 4
+        if dtype in ("str", "dict"):
+            assert [[type(one).__name__ for one in row] for row in value] == [[dtype]] * 4
             continue
         sizes = [name.strip() for name in shape.split(",") if name.strip()]
         expected = []

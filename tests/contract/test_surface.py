@@ -11,7 +11,7 @@ NAMES = {
     "astrolabe_rollout": """CausalWan CheckpointError ChunkStream Denoiser FlowSchedule Geometry
         GroupSampler KVCache PrecisionWarning PromptEnv PromptFileError StreamingPolicy VideoModel
         add_lora export_lora export_transformer full_state load_checkpoint load_into load_lora
-        load_tiny make_collector merge_lora read_prompts sample_chunk save_lora shard
+        load_tiny make_collector merge_lora read_prompt_table read_prompts sample_chunk save_lora shard
         trainable_parameters""",
     "astrolabe_rewards": """AttributeTA CachedReward CompositeReward FlowMQ Monitors PixelCheck
         Reward SharpnessVQ TinyTextReward WeightsError""",

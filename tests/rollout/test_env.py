@@ -1,9 +1,15 @@
+import itertools
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
+from torchrl._utils import seed_generator
+from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
+from torchrl.envs import SerialEnv, StepCounter, TransformedEnv
 
 from astrolabe_rollout.collector import make_collector
 from astrolabe_rollout.env import PromptEnv
@@ -12,13 +18,17 @@ from astrolabe_rollout.keys import (
     EMBEDS,
     FPS,
     GROUP,
+    HISTORY_SEED,
     INDEX,
     LATENTS,
+    METADATA,
     PIXELS,
     SEED,
     TEXT,
 )
 from astrolabe_rollout.prompts import GroupSampler
+from astrolabe_rollout.streaming import meet_collector
+from astrolabe_rollout.windows import WindowSchedule
 
 PROMPTS = ["a red ball", "a blue square", "a cat", "two dogs", "rain"]
 
@@ -57,9 +67,9 @@ class Painter(TensorDictModuleBase):
         return tensordict
 
 
-def make_env(model=None, windows=1, seed=0, **options):
+def make_env(model=None, windows=1, seed=0, prompts=PROMPTS, **options):
     options = {"group_size": 2, "num_prompts": 2, "windows": windows, "seed": seed, **options}
-    return PromptEnv(PROMPTS, model or LetterCounts(), **options)
+    return PromptEnv(prompts, model or LetterCounts(), **options)
 
 
 def assert_same_batch(batch, other):
@@ -265,5 +275,142 @@ def test_wrong_arguments_are_refused_with_the_way_out():
         PromptEnv(sampler, LetterCounts(), seed=3)
     with pytest.raises(ValueError, match=r"steps is 0.*Set it to 1 or more"):
         make_collector(make_env(), Painter(), steps=0)
-    with pytest.raises(ValueError, match="seed is set when it is made"):
-        make_env().set_seed(1)
+    with pytest.raises(ValueError, match="windows belongs to the schedule"):
+        make_env(windows=2, schedule=WindowSchedule())
+    with pytest.raises(ValueError, match="scene_windows is -1"):
+        make_env(scene_windows=-1)
+    with pytest.raises(TypeError, match=r"the model is a object without fps, text\."):
+        make_env(object())
+    with pytest.raises(TypeError, match=r"windows is 2\.5, which is no whole number"):
+        make_env(windows=2.5)
+    with pytest.raises(TypeError, match=r"env is a SerialEnv.*several workers"):
+        make_collector(SerialEnv(2, make_env), Painter(), steps=1)
+    for seed, error in ((None, TypeError), (1.5, TypeError), (2**64, ValueError)):
+        with pytest.raises(error, match="seed is "):
+            make_env().set_seed(seed)
+
+
+def drawn(batch):
+    """What the seed decides, of each video."""
+    rows = batch.select(TEXT, GROUP, SEED, HISTORY_SEED).reshape(-1)
+    numbers = (rows[key].tolist() for key in (GROUP, SEED, HISTORY_SEED))
+    return list(zip(list(rows[TEXT]), *numbers, strict=True))
+
+
+def test_a_seed_that_is_set_gives_what_an_environment_made_with_it_gives():
+    env, other = make_env(seed=1), make_env(seed=7)
+    env.reset()
+    env.sampler.advance()
+    assert env.set_seed(7) == seed_generator(7)
+    assert drawn(env.reset()) == drawn(other.reset())
+    assert drawn(env.reset()) != drawn(make_env(seed=1).reset())
+    assert env.set_seed(7, static_seed=True) == 7
+    env.reset()
+    env.set_seed(8)
+    with pytest.raises(RuntimeError, match="reset the environment after set_seed"):
+        env.step(Painter()(make_env(seed=7).reset()))
+
+
+@pytest.mark.parametrize("wrap", [lambda env: env, lambda env: TransformedEnv(env, StepCounter())])
+def test_a_collector_begins_anew_with_the_seed_that_it_is_given(wrap):
+    painter = Painter()
+    painter.register_collector = lambda collector: meet_collector(
+        SimpleNamespace(decode=False), None, collector
+    )
+    collector = make_collector(wrap(make_env(windows=2)), painter, steps=4)
+    before = drawn(next(iter(collector)))
+    assert collector.set_seed(5) == seed_generator(5)
+    after = [drawn(batch) for batch in itertools.islice(collector, 2)]
+    expected = [drawn(one) for one in make_collector(make_env(windows=2, seed=5), Painter(), 2)]
+    assert after == expected
+    assert before not in after
+
+
+def worker(number, make=make_env, seed=None):
+    """What the first batch of a worker of several holds."""
+    collector = Collector(
+        make,
+        Painter(),
+        frames_per_batch=4,
+        total_frames=4,
+        worker_idx=number,
+        trust_policy=True,
+        auto_register_policy_transforms=False,
+    )
+    if seed is not None:
+        collector.set_seed(seed)
+    return drawn(next(iter(collector)))
+
+
+def test_workers_that_are_made_alike_draw_different_videos_and_the_same_in_every_run():
+    first, second, third = (worker(number) for number in range(3))
+    assert first == drawn(make_env().reset())
+    assert (second, third) == (worker(1), worker(2))
+    for column in (1, 2, 3):  # groups, and seeds of noise
+        values = [{video[column] for video in videos} for videos in (first, second, third)]
+        assert len(set.union(*values)) == sum(map(len, values))
+    for seeds in ((5, seed_generator(5)), (5, 5)):  # as a collector hands them on, or static
+        one, two = (worker(number, seed=seed) for number, seed in enumerate(seeds))
+        assert one == drawn(make_env(seed=5).reset())
+        assert not {video[2] for video in one} & {video[2] for video in two}
+
+
+def test_workers_that_share_a_draw_keep_one_seed_and_may_not_share_a_rank():
+    def make(rank):
+        sampler = GroupSampler(PROMPTS, num_prompts=2, group_size=4, rank=rank, world_size=2)
+        return PromptEnv(sampler, LetterCounts())
+
+    assert make(1).set_seed(5) == 5
+    whole = GroupSampler(PROMPTS, num_prompts=2, group_size=4).draw()
+    both = worker(0, lambda: make(0)) + worker(1, lambda: make(1))
+    assert [video[2] for video in both] == whole.seeds.tolist()
+    with pytest.raises(ValueError, match=r"worker 1 of a collector draws the share of rank 0"):
+        worker(1, lambda: make(0))
+
+
+ROWS = [{"prompt": text, "count": len(text), "tags": [text[:1]]} for text in PROMPTS]
+
+
+def test_rows_of_prompts_go_along_with_their_videos_to_a_replay_buffer():
+    env = make_env(windows=2, prompts=[*ROWS[:4], "rain"])
+    batches = list(make_collector(env, Painter(), steps=3))
+    rows = torch.cat([batch.select(TEXT, METADATA, SEED).reshape(-1) for batch in batches])
+    assert set(rows[TEXT]) == set(PROMPTS)
+    for text, row in zip(list(rows[TEXT]), list(rows[METADATA]), strict=True):
+        assert row == (ROWS[PROMPTS.index(text)] if text != "rain" else {"prompt": text})
+    rows[METADATA][0]["count"] = "changed by a reward"
+    assert rows[METADATA][2]["count"] != "changed by a reward"  # another video of the group
+    buffer = ReplayBuffer(storage=LazyTensorStorage(24), batch_size=9)
+    buffer.extend(rows)
+    sample = buffer.sample()
+    assert [row["prompt"] for row in sample[METADATA]] == list(sample[TEXT])
+    assert METADATA not in make_env().reset().keys(True, True, is_leaf=lambda _: True)
+
+
+def test_a_resumed_run_must_have_the_same_rows():
+    state = make_env(prompts=ROWS).sampler.state_dict()
+    other = [{**row, "count": 0} for row in ROWS]
+    with pytest.raises(ValueError, match="prompts_sha256"):
+        make_env(prompts=other).sampler.load_state_dict(state)
+    assert state != make_env().sampler.state_dict()
+    with pytest.raises(TypeError, match=r"prompts\[1\] is \{'text': 'b'\}: neither a text nor"):
+        make_env(prompts=["a", {"text": "b"}])
+
+
+class Longer(Painter):
+    """Paints a frame more in every window, as a decoder does that goes on in a video."""
+
+    def forward(self, tensordict):
+        super().forward(tensordict)
+        first = tensordict[PIXELS][:, :1]
+        extra = first.expand(-1, int(tensordict[INDEX][0]), -1, -1, -1)
+        tensordict[PIXELS] = torch.cat([tensordict[PIXELS], extra], 1)
+        return tensordict
+
+
+def test_windows_of_different_length_are_refused_with_their_shapes():
+    shapes = r"\[4, 4, 3, 4, 4\] for window 1 and \[4, 3, 3, 4, 4\] for the window before"
+    with pytest.raises(ValueError, match=rf"'pixels'\) {shapes}.*stackable=True"):
+        next(iter(make_collector(make_env(windows=2), Longer(), steps=1)))
+    (batch,) = make_collector(make_env(windows=1), Longer(), steps=1)
+    assert batch[PIXELS].shape[2] == 3

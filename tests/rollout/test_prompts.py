@@ -17,7 +17,7 @@ def sampler(prompts=LETTERS, num_prompts=3, group_size=2, **options):
 
 def same(draw, other):
     return draw.prompts == other.prompts and all(
-        (mine == theirs).all() for mine, theirs in zip(draw[1:], other[1:], strict=True)
+        (mine == theirs).all() for mine, theirs in zip(draw[1:4], other[1:4], strict=True)
     )
 
 
@@ -154,7 +154,7 @@ def test_a_run_may_go_on_with_another_number_of_processes():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"group_size": 1}, "advantage of a lone sample is always 0.*group_size to 2 or more"),
+        ({"group_size": 1}, "advantage of a lone sample is always 0.*Set it to 2 or more"),
         ({"num_prompts": 0}, "num_prompts is 0"),
         ({"prompts": []}, "at least one prompt"),
         ({"prompts": "a cat"}, "Give a list"),

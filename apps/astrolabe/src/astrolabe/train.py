@@ -25,7 +25,7 @@ from astrolabe.monitors import monitor_metrics
 from astrolabe.stragglers import compared
 from astrolabe_objectives import group_statistics
 from astrolabe_objectives.keys import NOISE_SEED, VALID
-from astrolabe_rollout.prompts import noise_seed
+from astrolabe_rollout.seeds import noise_seed
 
 SELECTED = ("kl", "selected")
 #: Metric: share of the windows whose advantage is known.

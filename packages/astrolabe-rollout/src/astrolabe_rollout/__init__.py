@@ -27,6 +27,7 @@ _HOME = {
     "load_tiny": "tiny",
     "make_collector": "collector",
     "merge_lora": "lora",
+    "read_prompt_table": "prompts",
     "read_prompts": "prompts",
     "sample_chunk": "sampler",
     "save_lora": "lora",

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from astrolabe_rollout.batch_cache import BatchCache
+from astrolabe_rollout.causal import kind
 from astrolabe_rollout.codec import DecodeStream
-from astrolabe_rollout.model import VideoModel
+from astrolabe_rollout.model import AnyModel
 from astrolabe_rollout.overview import Overview
 from astrolabe_rollout.sampler import prefill, rebuild, recache, sample_chunk
 
@@ -56,7 +57,7 @@ class ChunkStream:
 
     def __init__(
         self,
-        model: VideoModel,
+        model: AnyModel,
         seeds: Sequence[int],
         *,
         capacity: int | None = None,
@@ -233,7 +234,7 @@ class ChunkStream:
 
     def _keep(self, latents: Tensor) -> Chunk:
         """Remember what later chunks may need, and decode."""
-        pixels = None if self._decode is None else self._decode(latents)
+        pixels = None if self._decode is None else self._pictures(self._decode, latents)
         if self.overview is not None and pixels is not None:
             self.overview.add(pixels)
         self._frames += latents.shape[1]
@@ -248,6 +249,18 @@ class ChunkStream:
             temporal = self.model.geometry.temporal
             self._pixels = _newest(self._pixels, pixels, 1 + (rebuild_from - 1) * temporal)
         return Chunk(latents, pixels)
+
+    def _pictures(self, decode: DecodeStream, latents: Tensor) -> Tensor:
+        """Decode, and refuse what is no video of the geometry."""
+        geometry, pixels = self.model.geometry, decode(latents)
+        count = geometry.pixel_frames(latents.shape[1], first=not self._frames)
+        wanted = [len(latents), count, 3, geometry.height, geometry.width]
+        if pixels.dtype != torch.uint8 or list(pixels.shape) != wanted:
+            raise ValueError(
+                f"the codec decodes latents {list(latents.shape)} to {kind(pixels)}; the geometry "
+                f"has uint8 {wanted} for them. Correct the codec, or the geometry's factors."
+            )
+        return pixels
 
     def _context(self, frames: int) -> Tensor:
         """Latents from which Krea's cache is computed: one old frame and the newest.

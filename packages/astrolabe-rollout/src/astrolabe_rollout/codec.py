@@ -5,13 +5,14 @@ frame, each later one is four. Frames are coded independently of each other, so 
 without any state.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 
+@runtime_checkable
 class DecodeStream(Protocol):
     """Decodes a batch of videos piece by piece."""
 
@@ -22,8 +23,12 @@ class DecodeStream(Protocol):
         """Return a stream of ``count`` continuations of each video, next to each other."""
 
 
+@runtime_checkable
 class VideoCodec(Protocol):
-    """What every video codec of this package does."""
+    """What a model asks of its video codec, here and of one of your own.
+
+    The first latent frame is one pixel frame, each later one `Geometry.temporal` of them (4 below).
+    """
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Turn uint8 ``[N, F, 3, H, W]``, F = 4 f - 3, into latents ``[N, f, C, h, w]``."""

@@ -2,26 +2,38 @@
 
 from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import Collector
+from torchrl.envs import EnvBase
 
 from astrolabe_rollout.env import PromptEnv
+from astrolabe_rollout.seeds import whole_number
+from astrolabe_rollout.streaming import without_transforms
 
 
-def make_collector(env: PromptEnv, policy: TensorDictModuleBase, steps: int) -> Collector:
+def make_collector(env: EnvBase, policy: TensorDictModuleBase, steps: int) -> Collector:
     """Collect ``steps`` batches of whole videos: ``[N, T]`` = videos x windows.
 
     Args:
-        env: Draws N videos of T windows.
+        env: Draws N videos of T windows: a `PromptEnv`, or TorchRL's transforms around one.
         policy: Reads the environment's keys, writes latents, pixels and context of one window. It
             is called T times a batch and at no other time, with its weights where they are.
         steps: Batches, at least 1.
 
     Returns:
         An iterable of TensorDicts ``[N, T]`` with nothing but ``done`` and ``terminated`` under
-        ``"next"``. Making it resets ``env``.
+        ``"next"``. Making it resets ``env``; its ``set_seed`` begins anew.
 
     Raises:
-        ValueError: If ``steps`` is below 1.
+        TypeError: If the environment is another one, or ``steps`` no whole number.
+        ValueError: If ``steps`` is below 1, or windows have different lengths.
     """
+    if not isinstance(env, EnvBase) or not isinstance(without_transforms(env), PromptEnv):
+        raise TypeError(
+            f"env is a {type(env).__name__}. Give a PromptEnv; several environments go into "
+            "several workers of torchrl.collectors.MultiSyncCollector."
+        )
+    if not callable(policy):
+        raise TypeError(f"policy is {policy!r}. Give a module that writes a window of video.")
+    whole_number("steps", steps)
     if steps < 1:
         raise ValueError(f"steps is {steps}: nothing would be collected. Set it to 1 or more.")
     frames = env.batch_size.numel() * env.windows

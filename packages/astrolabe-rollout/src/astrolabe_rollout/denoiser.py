@@ -10,8 +10,10 @@ from torch import Tensor
 
 from astrolabe_rollout.attention import KeyValue
 from astrolabe_rollout.cache import KVCache
+from astrolabe_rollout.causal import WindowTransformer, kind, require
+from astrolabe_rollout.entries import check_entries
 from astrolabe_rollout.keys import CONTEXT, DENOISED, EMBEDS, INDEX, LATENTS, NOISY, SIGMA
-from astrolabe_rollout.model import VideoModel
+from astrolabe_rollout.model import AnyModel
 from astrolabe_rollout.schedule import to_x0
 
 
@@ -50,13 +52,14 @@ class Denoiser(TensorDictModuleBase):
     context again, as the first of a video; here it stays the latent that it was.
 
     Raises:
+        TypeError: If the model's transformer can only stream.
         ValueError: If ``num_frames`` is no multiple of the chunk, an option is unknown, or the
             model rebuilds its cache from more or fewer frames than a chunk.
     """
 
     def __init__(
         self,
-        model: VideoModel,
+        model: AnyModel,
         num_frames: int = 9,
         *,
         context: Literal["clean", "attached", "noisy"] = "clean",
@@ -69,13 +72,14 @@ class Denoiser(TensorDictModuleBase):
                 f"context={context!r}, mask={mask!r}: choose context 'clean', 'attached' or "
                 "'noisy', mask 'chunk' or 'frame'."
             )
+        require(model.transformer, WindowTransformer, "transformer")
         model.geometry.chunks(num_frames)
         self.alone = model.geometry.chunk if model.rebuild else None
         if model.rebuild not in (None, self.alone):
             raise ValueError(
                 f"the model rebuilds its cache from {model.rebuild} frames for chunks of "
                 f"{self.alone}; it can be trained with as many frames as a chunk has. "
-                "Set its option rebuild to that, and window to twice as many."
+                "Set rebuild to that, and window to twice as many."
             )
         self.num_frames, self.context, self.mask = num_frames, context, mask
         self.agree = agree
@@ -85,10 +89,18 @@ class Denoiser(TensorDictModuleBase):
         self.out_keys = [DENOISED]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Denoise a batch; videos at different windows may be mixed."""
+        """Denoise a batch; videos at different windows may be mixed.
+
+        Raises:
+            KeyError: If the batch lacks an entry.
+            TypeError: If an entry has another dtype.
+            ValueError: If an entry has another rank or size, or a window is below 0.
+        """
+        check_entries(type(self).__name__, tensordict, self.in_keys)
         flat = tensordict.reshape(-1)
         part = flat.select(*self.in_keys)
         index = flat[INDEX].cpu()  # once: each number read from a GPU waits for all of its work
+        self._check(part, index)
         result = torch.empty_like(flat[NOISY])
         unused: list[Tensor] = []
         for window in self._windows(index):
@@ -104,6 +116,26 @@ class Denoiser(TensorDictModuleBase):
             result = _WithZeroGradients.apply(result, *unused)
         tensordict[DENOISED] = result.reshape(*tensordict.batch_size, *result.shape[1:])
         return tensordict
+
+    def _check(self, batch: TensorDictBase, index: Tensor) -> None:
+        noisy, latents, context = batch[NOISY], batch[LATENTS], batch[CONTEXT]
+        for key, value, wanted in (
+            (LATENTS, latents, noisy.shape),
+            (SIGMA, batch[SIGMA], noisy.shape[:2]),
+            (CONTEXT, context, (len(noisy), context.shape[1], *noisy.shape[2:])),
+        ):
+            if tuple(value.shape) != tuple(wanted):
+                raise ValueError(
+                    f"Denoiser: {key} is {kind(value)} for {NOISY} {list(noisy.shape)}. "
+                    f"Give {list(wanted)}."
+                )
+        first, last = (int(index.min()), int(index.max())) if len(index) else (0, 0)
+        if first < 0 or (last and noisy.shape[1] != self.num_frames):
+            raise ValueError(
+                f"Denoiser: windows {first} to {last} of {noisy.shape[1]} latent frames cannot be "
+                f"placed among windows of {self.num_frames}. Make it with the num_frames of the "
+                "policy that sampled them, and count windows from 0."
+            )
 
     def _windows(self, index: Tensor) -> list[int]:
         present = torch.unique(index)

@@ -5,14 +5,15 @@ the batch is collected; they write ``("next", "reward")``. An invented 0 could b
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from tensordict import NonTensorStack, TensorDict, TensorDictBase
+from tensordict import NestedKey, NonTensorData, NonTensorStack, TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import Binary, Composite, NonTensor, Unbounded
 from torchrl.envs import EnvBase
 
+from astrolabe_rollout.causal import kind, require
 from astrolabe_rollout.keys import (
     CONTEXT,
     EMBEDS,
@@ -21,6 +22,7 @@ from astrolabe_rollout.keys import (
     HISTORY_SEED,
     INDEX,
     LATENTS,
+    METADATA,
     OVERVIEW,
     PIXELS,
     SCRIPT,
@@ -28,10 +30,12 @@ from astrolabe_rollout.keys import (
     STEPS,
     TEXT,
 )
-from astrolabe_rollout.prompts import GroupSampler
+from astrolabe_rollout.prompts import GroupSampler, Prompt
+from astrolabe_rollout.seeds import whole_number
 from astrolabe_rollout.windows import WindowSchedule, prompts_of_window
 
 
+@runtime_checkable
 class PromptModel(Protocol):
     """What the environment needs of a video model."""
 
@@ -57,40 +61,52 @@ class PromptEnv(EnvBase):
     ``env.sampler.state_dict()``, taken between two batches, names the next batch. Load it before
     a collector is made, which resets the environment.
 
+    Prompts that are rows of a table go along whole as ``("prompt","metadata")``, a dictionary for
+    each video.
+
+    Workers of a TorchRL collector whose environments are made alike draw different videos: worker
+    k draws as if it had a seed and group numbers of its own, the same in every run. Samplers of
+    shares (``rank``, ``world_size``) divide one draw among the workers instead.
+
     Args:
-        prompts: Prompts to draw from, or a sampler of them.
+        prompts: Prompts to draw from, texts or rows with a ``prompt``; or a sampler of them.
         model: Gives ``text`` and ``fps``.
         group_size: Videos of a prompt, at least 2. Belongs to the sampler if one is given.
         num_prompts: Prompts of a batch; all of them by default. Belongs to the sampler likewise.
-        windows: Steps of a video, at least 1. Belongs to the schedule if one is given.
+        windows: Steps of a video, at least 1; 1 by default. Belongs to the schedule if one is
+            given.
         schedule: Which windows of a long video are made; by default the first ``windows``.
         scene_windows: Windows of each prompt, where prompts are scripts parted by ``|``; 0: they
             are not.
         seed: Seed of the draws. Belongs to the sampler likewise.
 
     Raises:
+        TypeError: If the model gives no text or rate, or a number is no whole one.
         ValueError: If ``windows`` is below 1, ``group_size`` is missing, or an argument of the
-            sampler is given beside a sampler.
+            sampler or of the schedule is given beside it.
     """
 
     def __init__(
         self,
-        prompts: GroupSampler | Sequence[str],
+        prompts: GroupSampler | Sequence[Prompt],
         model: PromptModel,
         *,
         group_size: int | None = None,
         num_prompts: int | None = None,
-        windows: int = 1,
+        windows: int | None = None,
         schedule: WindowSchedule | None = None,
         scene_windows: int = 0,
         seed: int | None = None,
     ) -> None:
-        if windows < 1:
+        require(model, PromptModel, "model")
+        whole_number("scene_windows", scene_windows)
+        if scene_windows < 0:
             raise ValueError(
-                f"windows is {windows}: a video has at least one. Set it to 1 or more."
+                f"scene_windows is {scene_windows}. Set it to the windows of each prompt of a "
+                "script, or to 0 where prompts are no scripts."
             )
         self.sampler = _sampler(prompts, group_size, num_prompts, seed)
-        self.schedule = schedule or WindowSchedule(windows=windows, length=windows)
+        self.schedule = _schedule(windows, schedule)
         self.windows = self.schedule.windows
         self.scene_windows = scene_windows
         for script in self.sampler.prompts:
@@ -98,9 +114,14 @@ class PromptEnv(EnvBase):
         size = self.sampler.batch_size
         super().__init__(batch_size=[size])
         self._model = model
+        self._shapes: dict[NestedKey, torch.Size] = {}  # of what the policy wrote for this video
+        rows: dict[tuple[str, str], object] = {}
+        if self.sampler.metadata is not None:
+            rows[METADATA] = NonTensor(shape=(size,), example_data={"prompt": "a prompt"})
         self.observation_spec = _nested(
             size,
             {
+                **rows,
                 TEXT: NonTensor(shape=(size,), example_data="a prompt"),
                 SCRIPT: NonTensor(shape=(size,), example_data="a prompt | another"),
                 GROUP: Unbounded((size,), dtype=torch.int64),
@@ -127,10 +148,13 @@ class PromptEnv(EnvBase):
                 "a part of the videos cannot start anew: a batch of groups is drawn together. "
                 "Reset the whole environment."
             )
+        self._shapes = {}
         draw = self.sampler.peek()
         start = self.schedule.start_at(self.sampler.step)
         result = TensorDict(batch_size=self.batch_size)
         result[SCRIPT] = NonTensorStack(*draw.prompts)
+        if draw.metadata is not None:
+            result[METADATA] = NonTensorStack(*map(NonTensorData, draw.metadata))
         result[GROUP] = draw.groups.clone()
         result[SEED] = draw.seeds.clone()
         result[HISTORY_SEED] = draw.history_seeds.clone()
@@ -145,17 +169,27 @@ class PromptEnv(EnvBase):
         distinct = list(dict.fromkeys(prompts))
         with torch.no_grad():
             embeds = self._model.text(distinct)  # [distinct prompts, L, D]
+        if embeds.ndim != 3 or len(embeds) != len(distinct) or not embeds.is_floating_point():
+            raise ValueError(
+                f"the model's text() gives {kind(embeds)} for {len(distinct)} prompts. "
+                f"Let it give floats [{len(distinct)}, L, D]."
+            )
         result[TEXT] = NonTensorStack(*prompts)
         result[EMBEDS] = embeds[[distinct.index(prompt) for prompt in prompts]]
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        if not torch.equal(tensordict[GROUP].cpu(), self.sampler.peek().groups):
+        draw = self.sampler.peek()
+        pairs = ((GROUP, draw.groups), (SEED, draw.seeds))
+        if not all(torch.equal(tensordict[key].cpu(), drawn) for key, drawn in pairs):
             raise RuntimeError(
-                "the videos are not those of the sampler's present draw: its state was changed "
-                "after the reset. Load the sampler's state before a collector is made."
+                "the videos are not those of the sampler's present draw: its state or seed was "
+                "changed after the reset. Load the sampler's state before a collector is made, "
+                "and reset the environment after set_seed."
             )
-        kept = (TEXT, SCRIPT, GROUP, SEED, HISTORY_SEED, EMBEDS, FPS)
-        result = tensordict.select(*kept)
+        if self.collector is not None:
+            self._refuse_another_shape(tensordict)
+        kept = (TEXT, SCRIPT, METADATA, GROUP, SEED, HISTORY_SEED, EMBEDS, FPS)
+        result = tensordict.select(*kept, strict=False)
         result[INDEX] = tensordict[INDEX] + 1
         if self.scene_windows:
             self._show(result, self.sampler.peek().prompts, int(result[INDEX][0]))
@@ -172,15 +206,73 @@ class PromptEnv(EnvBase):
         """
         return super().maybe_reset(tensordict.exclude(LATENTS, PIXELS, OVERVIEW, CONTEXT, STEPS))
 
+    def _refuse_another_shape(self, tensordict: TensorDictBase) -> None:
+        """Refuse a window that cannot be stacked with those before it."""
+        for key in (LATENTS, PIXELS, CONTEXT):
+            value = tensordict.get(key, None)
+            if value is None:
+                continue
+            before = self._shapes.setdefault(key, value.shape)
+            if value.shape != before:
+                raise ValueError(
+                    f"the policy wrote {key} {list(value.shape)} for window "
+                    f"{int(tensordict[INDEX][0])} and {list(before)} for the window before: they "
+                    "do not fit into one batch [videos, windows]. Let it write windows of one "
+                    "shape, as StreamingPolicy does with stackable=True."
+                )
+
+    def register_collector(self, collector: Any) -> None:
+        """Meet TorchRL's collector; in a worker of several, draw other videos than the others.
+
+        Raises:
+            ValueError: If two workers are given the same share of a draw.
+        """
+        super().register_collector(collector)
+        if worker := getattr(collector, "worker_idx", None):
+            self.sampler.for_worker(worker)
+
+    def set_seed(self, seed: int | None = None, static_seed: bool = False) -> int | None:
+        """Begin anew with another seed of prompts and noise, as if made with it.
+
+        A collector that runs this environment begins anew, too; else reset it.
+
+        Args:
+            seed: A whole number.
+            static_seed: Whether the next environment gets the same seed. Those that share a draw
+                always do.
+
+        Returns:
+            The seed for the next environment.
+
+        Raises:
+            TypeError: If it is no whole number.
+            ValueError: If it has more than 64 bits.
+        """
+        following: int | None = super().set_seed(seed, static_seed or self.sampler.world_size > 1)
+        return following
+
     def _set_seed(self, seed: int | None) -> None:
-        raise ValueError(
-            "the sampler's seed is set when it is made. Pass PromptEnv(..., seed=...) or a "
-            "GroupSampler with that seed."
-        )
+        whole_number("seed", seed)
+        assert seed is not None
+        self.sampler.set_seed(seed)
+        if self.collector is not None:
+            self.collector.reset()  # it holds the prompts of the last reset
+
+
+def _schedule(windows: int | None, schedule: WindowSchedule | None) -> WindowSchedule:
+    if schedule is not None:
+        if windows is not None:
+            raise ValueError("windows belongs to the schedule that is given. Set it there.")
+        return schedule
+    number = 1 if windows is None else windows
+    whole_number("windows", number)
+    if number < 1:
+        raise ValueError(f"windows is {number}: a video has at least one. Set it to 1 or more.")
+    return WindowSchedule(windows=number, length=number)
 
 
 def _sampler(
-    prompts: GroupSampler | Sequence[str],
+    prompts: GroupSampler | Sequence[Prompt],
     group_size: int | None,
     num_prompts: int | None,
     seed: int | None,

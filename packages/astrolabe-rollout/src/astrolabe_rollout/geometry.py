@@ -8,6 +8,8 @@ patches. The first latent frame holds one pixel frame, every later one ``tempora
 from dataclasses import dataclass
 from functools import cached_property
 
+from astrolabe_rollout.seeds import whole_number
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -103,8 +105,10 @@ class Geometry:
         """Chunks in so many latent frames.
 
         Raises:
+            TypeError: If they are no whole number.
             ValueError: If they are no whole number of chunks; names the nearest that are.
         """
+        whole_number("the number of latent frames", latent_frames)
         if latent_frames < 1 or latent_frames % self.chunk:
             low = max(latent_frames // self.chunk, 1) * self.chunk
             near = [f"{n} ({self.pixel_frames(n)} pixel frames)" for n in (low, low + self.chunk)]

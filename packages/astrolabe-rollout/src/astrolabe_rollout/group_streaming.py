@@ -1,7 +1,7 @@
 """GroupStreamingPolicy: a group's history is made once; its candidates share it."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -9,6 +9,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from astrolabe_rollout.chunks import ChunkStream, SeededNoise
+from astrolabe_rollout.entries import check_entries, check_groups
 from astrolabe_rollout.keys import (
     CONTEXT,
     EMBEDS,
@@ -23,8 +24,14 @@ from astrolabe_rollout.keys import (
     SEED,
     STEPS,
 )
-from astrolabe_rollout.model import VideoModel
-from astrolabe_rollout.streaming import next_context, overview_of, refuse_recording
+from astrolabe_rollout.model import AnyModel
+from astrolabe_rollout.streaming import (
+    meet_collector,
+    next_context,
+    overview_of,
+    refuse_overview,
+    refuse_recording,
+)
 from astrolabe_rollout.windows import prompts_of_window
 
 Commit = Literal["random", "best", "each"]
@@ -66,7 +73,7 @@ class GroupStreamingPolicy(TensorDictModuleBase):
 
     def __init__(
         self,
-        model: VideoModel,
+        model: AnyModel,
         num_frames: int = 9,
         *,
         decode: bool = True,
@@ -87,6 +94,7 @@ class GroupStreamingPolicy(TensorDictModuleBase):
             )
         if record:
             refuse_recording(model)
+        refuse_overview(overview, decode)
         self.chunks = model.geometry.chunks(num_frames)
         self.num_frames, self.decode, self.stackable = num_frames, decode, stackable
         self.commit, self.judge, self.windows = commit, judge, windows
@@ -120,6 +128,10 @@ class GroupStreamingPolicy(TensorDictModuleBase):
         stream = self._candidates or self._history
         return 0 if stream is None else stream.cache.nbytes
 
+    def register_collector(self, collector: Any) -> None:
+        """See `StreamingPolicy`."""
+        meet_collector(self, self._model.geometry, collector)
+
     def release(self) -> None:
         """Forget the videos, and with them all caches; the next call begins new ones."""
         self._history = self._candidates = self._context = self._committed = None
@@ -131,9 +143,14 @@ class GroupStreamingPolicy(TensorDictModuleBase):
         """Sample one window of every candidate.
 
         Raises:
-            ValueError: If groups are of different size, or the batch mixes windows.
+            KeyError: If the batch lacks an entry.
+            TypeError: If an entry has another dtype.
+            ValueError: If an entry has another rank, groups are of different size or not together,
+                or the batch mixes windows.
         """
+        check_entries(type(self).__name__, tensordict, self.in_keys)
         flat = tensordict.reshape(-1)
+        check_groups(type(self).__name__, flat)
         index, size = self._index(flat), self._group_size(flat)
         embeds = flat[EMBEDS].to(next(self.transformer.parameters()).device)
         heads = flat[::size]
@@ -252,18 +269,28 @@ class GroupStreamingPolicy(TensorDictModuleBase):
 
     def _index(self, flat: TensorDictBase) -> int:
         indices = flat[INDEX].unique().tolist()
-        if len(indices) != 1:
+        if len(indices) != 1 or indices[0] < 0:
             raise ValueError(
-                f"the batch mixes the windows {indices}. "
+                f"the batch of {len(flat)} videos mixes the windows {indices}, or has one below 0. "
                 "Ask for one window of all videos at a time."
             )
         return int(indices[0])
 
     def _group_size(self, flat: TensorDictBase) -> int:
-        _, counts = torch.unique_consecutive(flat[GROUP], return_counts=True)
-        if len(counts.unique()) != 1:
+        groups, counts = torch.unique_consecutive(flat[GROUP], return_counts=True)
+        if len(counts.unique()) != 1 or len(groups.unique()) != len(groups):
             raise ValueError(
-                f"groups of {counts.tolist()} videos lie next to each other. "
-                "Give whole groups, or an equal part of each."
+                f"groups of {counts.tolist()} videos lie next to each other: {groups.tolist()}. "
+                "Give whole groups, or an equal part of each, the videos of each together."
             )
-        return int(counts[0])
+        size = int(counts[0])
+        scripts, seeds = list(flat[SCRIPT]), flat[HISTORY_SEED].tolist()
+        for first in range(0, len(flat), size):
+            rows = slice(first, first + size)
+            if len(set(scripts[rows])) > 1 or len(set(seeds[rows])) > 1:
+                raise ValueError(
+                    f"the videos of group {int(flat[GROUP][first])} have the scripts "
+                    f"{sorted(set(scripts[rows]))} and the history seeds {seeds[rows]}. "
+                    "They share a history: give them one of each."
+                )
+        return size

@@ -10,6 +10,7 @@ TEXT = ("prompt", "text")
 GROUP = ("prompt", "group")
 SEED = ("prompt", "seed")
 SCRIPT = ("prompt", "script")
+METADATA = ("prompt", "metadata")
 HISTORY_SEED = ("prompt", "history_seed")
 EMBEDS = ("prompt", "embeds")
 INDEX = ("window", "index")
@@ -38,6 +39,7 @@ READS = {
 }
 WRITES = {
     TEXT: "str [*B] what to show in this window",
+    METADATA: "dict [*B] row of the prompt table, where prompts are rows",
     GROUP: "int64 [*B] equal for samples that compete for one prompt",
     SEED: "int64 [*B] seed of the noise of this video",
     SCRIPT: "str [*B] prompts of the whole video",

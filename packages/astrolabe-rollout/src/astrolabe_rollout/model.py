@@ -1,16 +1,28 @@
 """A video model: transformer, text encoder, codec and the numbers that belong to them."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
+from astrolabe_rollout.causal import Transformer, kind, require
 from astrolabe_rollout.codec import VideoCodec
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.schedule import FlowSchedule
-from astrolabe_rollout.text import TextEncoder
-from astrolabe_rollout.transformer import CausalWan
+from astrolabe_rollout.text import PromptEncoder
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    from astrolabe_rollout.text import TextEncoder
+    from astrolabe_rollout.transformer import CausalWan
+
+    # A model that names no types is one of Wan's.
+    T = TypeVar("T", bound=Transformer, default=CausalWan)
+    E = TypeVar("E", bound=PromptEncoder | None, default=TextEncoder)
+else:
+    T, E = TypeVar("T"), TypeVar("E")
 
 #: What becomes of the cache when the prompt changes within a video: it stays; it is computed anew
 #: from the newest latents with the new prompt, the sink left or replaced (LongLive); or it is cut
@@ -19,13 +31,14 @@ Switch = Literal["keep", "recache", "recache_all", "flush"]
 
 
 @dataclass(frozen=True)
-class VideoModel:
+class VideoModel(Generic[T, E]):
     """All that is needed to turn prompts into videos.
 
     Args:
-        transformer: The causal transformer; the only part that is trained.
-        encoder: Text encoder, frozen.
-        codec: Video codec, frozen.
+        transformer: The causal transformer; the only part that is trained. Any network as a
+            `CausalTransformer`, or what `astrolabe_rollout.causal.Transformer` describes.
+        encoder: Text encoder, frozen; None where embeddings come from elsewhere.
+        codec: Video codec, frozen; see `astrolabe_rollout.codec.VideoCodec`.
         schedule: Noise levels.
         denoising_steps: The few-step list that the model was distilled to.
         fps: Pixel frames per second of its videos.
@@ -36,10 +49,14 @@ class VideoModel:
             None for a cache that rolls.
         warped: Whether the lists hold timesteps as the model is told them (Krea), not places in the
             table of noise levels; each has the noise level nearest to it in the table.
+
+    Raises:
+        TypeError: If a part lacks what is asked of it, or a number is none.
+        ValueError: If the lists, the frame rate or the rules cannot be.
     """
 
-    transformer: CausalWan
-    encoder: TextEncoder
+    transformer: T
+    encoder: E
     codec: VideoCodec
     schedule: FlowSchedule
     denoising_steps: tuple[int, ...] = (1000, 750, 500, 250)
@@ -48,6 +65,29 @@ class VideoModel:
     switch: Switch = "keep"
     rebuild: int | None = None
     warped: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.transformer, Transformer, "transformer")
+        require(self.codec, VideoCodec, "codec")
+        if self.encoder is not None:
+            require(self.encoder, PromptEncoder, "encoder")
+        if not isinstance(self.geometry, Geometry):
+            raise TypeError(
+                f"the transformer's geometry is {self.geometry!r}. Give it an "
+                "astrolabe_rollout.Geometry(height, width, ...)."
+            )
+        if not isinstance(self.schedule, FlowSchedule):
+            raise TypeError(
+                f"schedule is {self.schedule!r}. Give an astrolabe_rollout.FlowSchedule(shift)."
+            )
+        if not self.fps > 0:
+            raise ValueError(f"fps is {self.fps}. Give pixel frames per second, such as 16.")
+        if self.switch not in get_args(Switch):
+            raise ValueError(
+                f"switch is {self.switch!r}. Choose from: {', '.join(get_args(Switch))}."
+            )
+        for steps in filter(None, (self.denoising_steps, self.first_steps)):
+            self.schedule.warp(steps)  # refuses a bad list
 
     @property
     def geometry(self) -> Geometry:
@@ -93,12 +133,30 @@ class VideoModel:
         return tuple(1000 * sigma for sigma in self.schedule.warp(steps))
 
     def text(self, prompts: list[str]) -> Tensor:
-        """Return embeddings ``[n, L, D]`` of prompts; equal prompts are encoded once."""
-        return self.encoder.embed(prompts)
+        """Return embeddings ``[n, L, D]`` of prompts; equal prompts are encoded once.
 
-    def freeze(self) -> "VideoModel":
+        Raises:
+            ValueError: If the model has no text encoder, or its embeddings are of another shape.
+        """
+        if self.encoder is None:
+            raise ValueError(
+                "this model has no text encoder. Give it one, or write embeddings into the batch."
+            )
+        embeds = self.encoder.embed(prompts)
+        if embeds.ndim != 3 or len(embeds) != len(prompts) or not embeds.is_floating_point():
+            raise ValueError(
+                f"the text encoder gives {kind(embeds)} for {len(prompts)} prompts. "
+                f"Let it give floats [{len(prompts)}, L, D]."
+            )
+        return embeds
+
+    def freeze(self) -> "VideoModel[T, E]":
         """Put every part in evaluation mode without gradients; return self."""
         for part in (self.transformer, self.encoder, self.codec):
             if isinstance(part, nn.Module):
                 part.eval().requires_grad_(False)
         return self
+
+
+#: A model of any kind, such as one of your own.
+AnyModel = VideoModel[Any, Any]

@@ -5,15 +5,23 @@ the seed, so that an interrupted run goes on exactly, also on another number of 
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from astrolabe_rollout.prompt_files import read_rows
+from astrolabe_rollout.prompt_files import PROMPT, read_rows
+from astrolabe_rollout.seeds import noise_seed, whole_number, whole_seed
+
+#: Numbers of groups that each worker of a collector has for itself.
+GROUPS_OF_A_WORKER = 2**40
+#: What to show; or a row of a table, which has that under ``prompt`` and its metadata beside it.
+Prompt = str | Mapping[str, Any]
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -33,6 +41,22 @@ def read_prompts(path: str | Path) -> list[str]:
     return [row.text() for row in read_rows(path)]
 
 
+def read_prompt_table(path: str | Path) -> list[dict[str, Any]]:
+    """Read a file of prompts with their other columns, the metadata that rewards may need.
+
+    Args:
+        path: As of `read_prompts`.
+
+    Returns:
+        For each prompt its row by column, in lower case: ``prompt`` as `read_prompts` gives it, all
+        else as it stands in the file (texts of a table, any value of JSON).
+
+    Raises:
+        PromptFileError: As of `read_prompts`.
+    """
+    return [{**row.values, PROMPT: row.text()} for row in read_rows(path)]
+
+
 class Draw(NamedTuple):
     """The videos that are sampled together, one entry each.
 
@@ -41,12 +65,14 @@ class Draw(NamedTuple):
         groups: int64 [n], equal for videos that compete for one prompt, unique in a run.
         seeds: int64 [n] in [0, 2³²), seed of a video's noise, never twice in a run.
         history_seeds: int64 [n] in [0, 2³²), seed of what a group shares before its window.
+        metadata: The row of each prompt, if prompts are rows.
     """
 
     prompts: list[str]
     groups: Tensor
     seeds: Tensor
     history_seeds: Tensor
+    metadata: list[dict[str, Any]] | None = None
 
 
 class GroupSampler:
@@ -60,7 +86,8 @@ class GroupSampler:
     the order of the ranks; a group may then span processes.
 
     Args:
-        prompts: The prompts to draw from.
+        prompts: The prompts to draw from: texts, or rows such as ``{"prompt": "two cats", "count":
+            2}``, whose metadata go along with each video.
         num_prompts: Groups of a draw, over all processes, at least 1.
         group_size: Videos of a group, at least 2.
         seed: Seed of the order of prompts and of the noise seeds.
@@ -70,6 +97,7 @@ class GroupSampler:
             number takes the same videos in several draws, for machines that cannot hold all.
 
     Raises:
+        TypeError: If a prompt is neither text nor row, or a number is no whole one.
         ValueError: If an argument is outside its range.
 
     Example:
@@ -80,7 +108,7 @@ class GroupSampler:
 
     def __init__(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         *,
         num_prompts: int,
         group_size: int,
@@ -89,11 +117,19 @@ class GroupSampler:
         world_size: int = 1,
         batch_size: int | None = None,
     ) -> None:
-        if isinstance(prompts, str) or not prompts:
+        if isinstance(prompts, str | Mapping) or not prompts:
             raise ValueError(
                 f"prompts is {prompts!r}. Give a list of at least one prompt, for example from "
                 "read_prompts(path)."
             )
+        for name, number in (
+            ("num_prompts", num_prompts),
+            ("group_size", group_size),
+            ("rank", rank),
+            ("world_size", world_size),
+            ("batch_size", 1 if batch_size is None else batch_size),
+        ):
+            whole_number(name, number)
         if num_prompts < 1:
             raise ValueError(
                 f"num_prompts is {num_prompts}: a draw needs a prompt. Set it to 1 or more."
@@ -101,7 +137,7 @@ class GroupSampler:
         if group_size < 2:
             raise ValueError(
                 f"group_size is {group_size}: the advantage of a lone sample is always 0. "
-                "Set rollout.group_size to 2 or more."
+                "Set it to 2 or more."
             )
         if not 0 <= rank < world_size:
             raise ValueError(
@@ -113,21 +149,60 @@ class GroupSampler:
                 f"{world_size} processes. Make num_prompts a multiple of {world_size}."
             )
         share = num_prompts * group_size // world_size
-        if share % (batch_size or share):
+        if share % (batch_size or share) or (batch_size or share) < 1:
             raise ValueError(
                 f"batch_size is {batch_size}, which does not divide the {share} videos of a "
                 "process. Choose a divisor."
             )
-        self.prompts = list(prompts)
+        self.prompts = [_text(place, prompt) for place, prompt in enumerate(prompts)]
+        #: Rows of the prompts, if any of them is one.
+        self.metadata = _rows(prompts)
         self.num_prompts = num_prompts
         self.group_size = group_size
-        self.seed = seed
+        self.seed = whole_seed(seed)
+        self.rank, self.world_size = rank, world_size
+        self.worker = 0
         self.batch_size = batch_size or share
         #: Draws in which this process gets its share of a step.
         self.parts = share // self.batch_size
         self._share = slice(rank * share, (rank + 1) * share)
         self._steps, self._part = 0, 0  # finished steps, and parts of the next one
         self._whole: Draw | None = None  # this process's share of the step
+        self._indices = self._endless_indices()
+
+    def set_seed(self, seed: int) -> None:
+        """Begin anew with another seed, as a sampler that was made with it does.
+
+        Raises:
+            TypeError: If it is no whole number.
+            ValueError: If it has more than 64 bits.
+        """
+        self.seed = whole_seed(seed)
+        self._begin()
+
+    def for_worker(self, worker: int) -> None:
+        """Draw other videos than the workers before this one, which may be made in the same way.
+
+        A sampler that is given no share of the processes' draws gets a seed and group numbers of
+        the worker's own, the same in every run. Worker 0 draws what a sampler alone does.
+
+        Args:
+            worker: Number of the worker, as `torchrl.collectors.MultiSyncCollector` counts them.
+
+        Raises:
+            ValueError: If it is given the share of a worker before it.
+        """
+        if self.world_size > 1 and self.rank < worker:
+            raise ValueError(
+                f"worker {worker} of a collector draws the share of rank {self.rank}, as another "
+                "worker does: both would make the same videos. Give each a rank of its own, "
+                "[partial(make_env, rank) for rank in range(n)], or none of them any."
+            )
+        self.worker = 0 if self.world_size > 1 else worker
+        self._begin()
+
+    def _begin(self) -> None:
+        self._steps, self._part, self._whole = 0, 0, None
         self._indices = self._endless_indices()
 
     def draw(self) -> Draw:
@@ -141,8 +216,7 @@ class GroupSampler:
         if self._whole is None:
             self._whole = self._make_draw()
         part = slice(self._part * self.batch_size, (self._part + 1) * self.batch_size)
-        prompts, *numbers = self._whole
-        return Draw(prompts[part], *(column[part] for column in numbers))
+        return Draw(*(None if column is None else column[part] for column in self._whole))
 
     def advance(self) -> None:
         """Go on to the next draw."""
@@ -186,25 +260,32 @@ class GroupSampler:
                     f"the sampler's saved state has {name} {state.get(name)!r}, this sampler has "
                     f"{value!r}. Resume with the settings and the prompt file of the saved run."
                 )
-        self._steps, self._part, self._whole = int(state["draws"]), 0, None
-        self._indices = self._endless_indices()
+        self._begin()
+        self._steps = int(state["draws"])
         # Replaying costs about a microsecond a prompt and leaves a counter as the only state.
         for _ in islice(self._indices, self._steps * self.num_prompts):
             pass
 
     def _identity(self) -> dict[str, int | str]:
-        digest = hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()
+        text = "\n".join(self.prompts)
+        if self.metadata is not None:
+            text += "\n" + json.dumps(self.metadata, sort_keys=True, default=str)
         return {
             "num_prompts": self.num_prompts,
             "group_size": self.group_size,
-            "seed": self.seed,
-            "prompts_sha256": digest,
+            "seed": self._own_seed,
+            "prompts_sha256": hashlib.sha256(text.encode()).hexdigest(),
         }
+
+    @property
+    def _own_seed(self) -> int:
+        """The seed, or what a worker that shares it makes of it."""
+        return noise_seed(self.seed + 2, self.worker) if self.worker else self.seed
 
     def _endless_indices(self) -> Iterator[int]:
         """Prompt indices, epoch after epoch; within a draw they differ as long as they can."""
         waiting: list[int] = []
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self._own_seed)
         while True:
             taken: set[int] = set()
             for _ in range(self.num_prompts):
@@ -219,36 +300,37 @@ class GroupSampler:
                 yield index
 
     def _make_draw(self) -> Draw:
-        first = self._steps * self.num_prompts
+        seed, first = self._own_seed, self._steps * self.num_prompts
         groups = range(first, first + self.num_prompts)
         videos = [
-            (self.prompts[index], group, noise_seed(self.seed, group * self.group_size + member))
+            (index, group, noise_seed(seed, group * self.group_size + member))
             for index, group in zip(islice(self._indices, self.num_prompts), groups, strict=True)
             for member in range(self.group_size)
         ]
-        prompts, group_ids, seeds = zip(*videos[self._share], strict=True)
+        indices, numbers, seeds = zip(*videos[self._share], strict=True)
         # Of another run's seed, so that a history never has the noise of a candidate.
-        histories = [noise_seed(self.seed + 1, group * self.group_size) for group in group_ids]
-        return Draw(list(prompts), *map(torch.tensor, (group_ids, seeds, histories)))
+        histories = [noise_seed(seed + 1, number * self.group_size) for number in numbers]
+        return Draw(
+            [self.prompts[index] for index in indices],
+            torch.tensor(numbers) + self.worker * GROUPS_OF_A_WORKER,
+            torch.tensor(seeds),
+            torch.tensor(histories),
+            # Copies: what a reward writes into one must not show in another video's.
+            None if self.metadata is None else [deepcopy(self.metadata[i]) for i in indices],
+        )
 
 
-def noise_seed(seed: int, video: int) -> int:
-    """Seed of the noise of the ``video``-th video of a run, in [0, 2³²).
-
-    Torch's CPU generator uses only the low 32 bits of a seed. Hence a one-to-one mix of 32 bits
-    (the finaliser of MurmurHash3): equal seeds first come after 2³² videos, whereas random 32-bit
-    numbers would collide, by the birthday paradox, within about 77 000.
-
-    Args:
-        seed: Seed of the run.
-        video: Number of the video in the run, 0 or more.
-    """
-    return _mix(_mix(seed) + video)
+def _text(place: int, prompt: Prompt) -> str:
+    text = prompt.get(PROMPT) if isinstance(prompt, Mapping) else prompt
+    if not isinstance(text, str):
+        raise TypeError(
+            f"prompts[{place}] is {prompt!r}: neither a text nor a row with a text under "
+            f'{PROMPT!r}. Give "a cat" or {{"prompt": "a cat", "breed": "manx"}}.'
+        )
+    return text
 
 
-def _mix(number: int) -> int:
-    """Map [0, 2³²) one-to-one onto itself, neighbours far apart (fmix32 of MurmurHash3)."""
-    number &= 0xFFFFFFFF
-    number = (number ^ (number >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
-    number = (number ^ (number >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
-    return number ^ (number >> 16)
+def _rows(prompts: Sequence[Prompt]) -> list[dict[str, Any]] | None:
+    if not any(isinstance(prompt, Mapping) for prompt in prompts):
+        return None
+    return [dict(one) if isinstance(one, Mapping) else {PROMPT: one} for one in prompts]

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from astrolabe_rollout.batch_cache import Cache
 from astrolabe_rollout.cache import KVCache
+from astrolabe_rollout.causal import Transformer
 from astrolabe_rollout.schedule import add_noise, to_x0
-from astrolabe_rollout.transformer import CausalWan
 
 #: Fresh Gaussian noise for denoising step 0, 1, ... of a chunk, ``[B, f, C, h, w]``.
 Noise = Callable[[int], Tensor]
@@ -16,7 +16,7 @@ Noise = Callable[[int], Tensor]
 
 @torch.no_grad()
 def sample_chunk(
-    transformer: CausalWan,
+    transformer: Transformer,
     sigmas: Sequence[float],
     embeds: Tensor,
     cache: Cache,
@@ -67,7 +67,7 @@ def sample_chunk(
 
 
 @torch.no_grad()
-def write_clean(transformer: CausalWan, latents: Tensor, embeds: Tensor, cache: Cache) -> None:
+def write_clean(transformer: Transformer, latents: Tensor, embeds: Tensor, cache: Cache) -> None:
     """Write the keys and values of clean latents into the open chunk and close it."""
     transformer.forward_chunk(latents, latents.new_zeros(latents.shape[:2]), embeds, cache)
     cache.close()
@@ -75,7 +75,7 @@ def write_clean(transformer: CausalWan, latents: Tensor, embeds: Tensor, cache: 
 
 @torch.no_grad()
 def prefill(
-    transformer: CausalWan, latents: Tensor, embeds: Tensor, cache: Cache, chunk: int
+    transformer: Transformer, latents: Tensor, embeds: Tensor, cache: Cache, chunk: int
 ) -> None:
     """Fill a cache with clean latents ``[B, f, C, h, w]``, chunk by chunk."""
     for part in torch.split(latents, chunk, 1):
@@ -85,7 +85,7 @@ def prefill(
 
 @torch.no_grad()
 def recache(
-    transformer: CausalWan, latents: Tensor, embeds: Tensor, cache: KVCache, *, keep_sink: bool
+    transformer: Transformer, latents: Tensor, embeds: Tensor, cache: KVCache, *, keep_sink: bool
 ) -> None:
     """Write the cache anew under a new prompt, from the frames it holds (LongLive's KV recache).
 
@@ -122,7 +122,7 @@ def recache(
 
 @torch.no_grad()
 def rebuild(
-    transformer: CausalWan, context: Tensor, embeds: Tensor, cache: Cache, chunk: int
+    transformer: Transformer, context: Tensor, embeds: Tensor, cache: Cache, chunk: int
 ) -> None:
     """Compute the cache anew from clean latents, at positions from 0 (Krea's rule for each chunk).
 

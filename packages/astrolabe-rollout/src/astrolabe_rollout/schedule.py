@@ -51,13 +51,31 @@ class FlowSchedule:
 
 
 def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
-    """Return ``x_σ = (1-σ) x_0 + σ ε``; ``sigma`` is a number or broadcasts from the left."""
+    """Return ``x_σ = (1-σ) x_0 + σ ε``; ``sigma`` is a number or broadcasts from the left.
+
+    Raises:
+        ValueError: If the noise is of another shape.
+    """
+    if noise.shape != x0.shape:
+        raise ValueError(
+            f"the noise is {list(noise.shape)} for latents {list(x0.shape)}. Draw one of the same "
+            "shape."
+        )
     sigma = _align(sigma, x0)
     return (1 - sigma) * x0 + sigma * noise
 
 
 def to_x0(noisy: Tensor, velocity: Tensor, sigma: Tensor | float) -> Tensor:
-    """Return ``x_0 = x_σ - σ v``, computed in float64 since both terms are large at high noise."""
+    """Return ``x_0 = x_σ - σ v``, computed in float64 since both terms are large at high noise.
+
+    Raises:
+        ValueError: If the velocity is of another shape.
+    """
+    if velocity.shape != noisy.shape:
+        raise ValueError(
+            f"the velocity is {list(velocity.shape)} for noisy latents {list(noisy.shape)}. "
+            "Let the transformer return one of the same shape."
+        )
     sigma = _align(sigma, noisy)
     sigma = sigma.double() if isinstance(sigma, Tensor) else sigma
     return (noisy.double() - sigma * velocity.double()).to(noisy.dtype)

@@ -1,11 +1,15 @@
 """StreamingPolicy: one window of video a call, over a cache that rolls on from call to call."""
 
+from typing import Any
+
 import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from astrolabe_rollout.chunks import ChunkStream, SeededNoise
+from astrolabe_rollout.entries import check_entries, check_groups
+from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.keys import (
     CONTEXT,
     EMBEDS,
@@ -17,7 +21,8 @@ from astrolabe_rollout.keys import (
     SEED,
     STEPS,
 )
-from astrolabe_rollout.model import VideoModel
+from astrolabe_rollout.model import AnyModel
+from astrolabe_rollout.overview import Overview
 
 
 class StreamingPolicy(TensorDictModuleBase):
@@ -43,13 +48,15 @@ class StreamingPolicy(TensorDictModuleBase):
             ``("video","overview_fps")``; 0: not written.
 
     Raises:
-        ValueError: If ``num_frames`` is no multiple of the chunk, or steps are to be recorded of a
-            model whose first chunk has another number of them.
+        TypeError: If ``num_frames`` is no whole number.
+        ValueError: If ``num_frames`` is no multiple of the chunk, steps are to be recorded of a
+            model whose first chunk has another number of them, or an overview is to be kept of
+            frames that are not decoded.
     """
 
     def __init__(
         self,
-        model: VideoModel,
+        model: AnyModel,
         num_frames: int = 9,
         *,
         decode: bool = True,
@@ -61,6 +68,7 @@ class StreamingPolicy(TensorDictModuleBase):
         super().__init__()
         if record:
             refuse_recording(model)
+        refuse_overview(overview, decode)
         self.chunks = model.geometry.chunks(num_frames)
         self.num_frames, self.decode, self.stackable = num_frames, decode, stackable
         self.record, self.overview = record, overview
@@ -88,6 +96,14 @@ class StreamingPolicy(TensorDictModuleBase):
         """Bytes of keys and values held now."""
         return 0 if self._stream is None else self._stream.cache.nbytes
 
+    def register_collector(self, collector: Any) -> None:
+        """Meet TorchRL's collector, which calls this when it is made.
+
+        Raises:
+            ValueError: If it would stack windows of different length.
+        """
+        meet_collector(self, self._model.geometry, collector)
+
     def release(self) -> None:
         """Forget the videos, and with them the cache; the next call has to start new ones."""
         self._stream = self._context = None
@@ -98,9 +114,14 @@ class StreamingPolicy(TensorDictModuleBase):
         """Sample one window.
 
         Raises:
-            ValueError: If the batch does not go on where the last call ended.
+            KeyError: If the batch lacks an entry.
+            TypeError: If an entry has another dtype.
+            ValueError: If an entry has another rank, or the batch does not go on where the last
+                call ended.
         """
+        check_entries(type(self).__name__, tensordict, self.in_keys)
         flat = tensordict.reshape(-1)
+        check_groups(type(self).__name__, flat)
         index = self._index(flat)
         if index == 0:
             self.release()
@@ -151,6 +172,52 @@ class StreamingPolicy(TensorDictModuleBase):
         return int(indices[0])
 
 
+def meet_collector(policy: Any, geometry: Geometry, collector: Any) -> None:
+    """Refuse a collector that stacks windows of different length; tell its environment of it.
+
+    TorchRL introduces a collector to the environment that it is given, not to one inside of it.
+
+    Raises:
+        ValueError: Names the lengths.
+    """
+    inside = without_transforms(collector.env)
+    if inside is not collector.env:
+        inside.register_collector(collector)
+    schedule = vars(inside).get("schedule")
+    if schedule is None or not (policy.decode and schedule.begins_and_goes_on) or policy.stackable:
+        return
+    lengths = [geometry.pixel_frames(policy.num_frames, first) for first in (True, False)]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"the first window of a video has {lengths[0]} pixel frames, later ones have "
+            f"{lengths[1]}: they do not fit into one batch [videos, windows]. Make the policy with "
+            "stackable=True, which leaves out the first frames of later windows, or with "
+            "decode=False."
+        )
+
+
+def without_transforms(env: Any) -> Any:
+    """Return the environment inside TorchRL's transforms; itself if there are none."""
+    while inside := dict(env.named_children()).get("base_env"):
+        env = inside
+    return env
+
+
+def refuse_overview(overview: int, decode: bool) -> None:
+    """Refuse an overview that cannot be.
+
+    Raises:
+        ValueError: Says why.
+    """
+    if overview and not decode:
+        raise ValueError(
+            f"overview={overview} is made of pixels, which decode=False leaves out. "
+            "Leave out overview too, or decode."
+        )
+    if overview:
+        Overview(overview)
+
+
 def overview_of(stream: ChunkStream, fps: float) -> dict[NestedKey, Tensor]:
     """Return the entries that show the whole video of a stream; none if it keeps no overview."""
     if stream.overview is None:
@@ -159,7 +226,7 @@ def overview_of(stream: ChunkStream, fps: float) -> dict[NestedKey, Tensor]:
     return {OVERVIEW: frames, OVERVIEW_FPS: torch.full((len(frames),), stream.overview.fps(fps))}
 
 
-def refuse_recording(model: VideoModel) -> None:
+def refuse_recording(model: AnyModel) -> None:
     """Refuse to record steps of a model whose first chunk has another number of them.
 
     Raises:

@@ -4,6 +4,7 @@ import html
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,15 @@ with wan_extra():
     import ftfy
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, UMT5EncoderModel
+
+
+@runtime_checkable
+class PromptEncoder(Protocol):
+    """What a model asks of its text encoder."""
+
+    def embed(self, prompts: list[str]) -> Tensor:
+        """Return embeddings ``[n, L, D]`` of n prompts, floats; L the same at every call."""
+
 
 _log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from typing import Literal, get_args
 
 import torch
 
-from astrolabe_rollout.prompts import noise_seed
 from astrolabe_rollout.scenes import parse_scenes
+from astrolabe_rollout.seeds import noise_seed
 
 Start = Literal["first", "last", "uniform", "choice"]
 
@@ -62,6 +62,18 @@ class WindowSchedule:
                 f"none of the starts {list(self.starts)} leaves room for {self.windows} windows in "
                 f"a video of {shortest}. Give one of 0 to {room[-1]}."
             )
+
+    @property
+    def begins_and_goes_on(self) -> bool:
+        """Whether the trained windows can hold both the first window of a video and later ones."""
+        lengths = [length for _, length in self.curriculum] or [self.length]
+        begins = {
+            "first": True,
+            "uniform": True,
+            "last": self.windows in lengths,
+            "choice": 0 in self.starts,
+        }
+        return self.windows > 1 and begins[self.start]
 
     def length_at(self, step: int) -> int:
         """Windows of the video in a step."""
