@@ -42,4 +42,4 @@ def test_small_weights_are_let_in_only_where_that_is_asked_for(tool, weights, ca
     with pytest.raises(SystemExit) as end:
         main(words)
     assert end.value.code == 2
-    assert "Set model.options.size=any" in " ".join(capsys.readouterr().err.split())
+    assert "Set size=any" in " ".join(capsys.readouterr().err.split())

@@ -8,11 +8,11 @@ from types import ModuleType
 import pytest
 
 NAMES = {
-    "astrolabe_rollout": """CausalWan CheckpointError ChunkStream Denoiser FlowSchedule Geometry
-        GroupSampler KVCache PrecisionWarning PromptEnv PromptFileError StreamingPolicy VideoModel
-        add_lora export_lora export_transformer full_state load_checkpoint load_into load_lora
-        load_tiny make_collector merge_lora read_prompt_table read_prompts sample_chunk save_lora shard
-        trainable_parameters""",
+    "astrolabe_rollout": """CausalTransformer CausalWan CheckpointError ChunkStream Denoiser
+        FlowSchedule Geometry GroupSampler KVCache PrecisionWarning PromptEnv PromptFileError
+        StreamingPolicy VideoModel add_lora export_lora export_transformer full_state
+        load_checkpoint load_into load_lora load_tiny make_collector merge_lora
+        read_prompt_table read_prompts sample_chunk save_lora shard trainable_parameters""",
     "astrolabe_rewards": """AttributeTA CachedReward CompositeReward FlowMQ Monitors PixelCheck
         Reward SharpnessVQ TinyTextReward WeightsError""",
     "astrolabe_objectives": """AdaptiveReferenceReset AnchoredLoss CMGRPOLoss DPOLoss DenoisingLoss

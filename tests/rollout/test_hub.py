@@ -18,9 +18,9 @@ from astrolabe_rollout.errors import CheckpointError
 )
 def test_a_repository_that_gives_nothing_says_why(refusing_hub, name, told, source):
     with pytest.raises(CheckpointError) as caught:
-        hub.locate(source.format(name), "checkpoint", "model.options.checkpoint")
+        hub.locate(source.format(name), "checkpoint", "checkpoint")
     message = str(caught.value)
     assert "\n" not in message
     for part in told:
         assert part.format(hub=refusing_hub) in message
-    assert "model.options.checkpoint=DIR" in message
+    assert "then set checkpoint=DIR" in message

@@ -203,14 +203,14 @@ def test_sizes_and_lists_are_refused_before_anything_is_loaded(load, monkeypatch
             [
                 "checkpoints/self_forcing_dmd.pt of gdhe17/Self-Forcing",
                 "`hf download gdhe17/Self-Forcing checkpoints/self_forcing_dmd.pt --local-dir DIR`",
-                "model.options.checkpoint=DIR/checkpoints/self_forcing_dmd.pt",
+                "then set checkpoint=DIR/checkpoints/self_forcing_dmd.pt",
             ],
         ),
         (
             {"components": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"},
             [
                 "--include 'text_encoder/*' --include 'tokenizer/*' --include 'vae/*'",
-                "model.options.components=DIR",
+                "then set components=DIR",
             ],
         ),
         ({"lora": "owner/name/lora.pt"}, ["the LoRA (lora.pt of owner/name)"]),

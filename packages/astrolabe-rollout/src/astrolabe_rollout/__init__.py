@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "CausalTransformer": "causal",
     "CausalWan": "transformer",
     "CheckpointError": "errors",
     "ChunkStream": "chunks",

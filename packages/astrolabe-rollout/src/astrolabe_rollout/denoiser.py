@@ -129,6 +129,13 @@ class Denoiser(TensorDictModuleBase):
                     f"Denoiser: {key} is {kind(value)} for {NOISY} {list(noisy.shape)}. "
                     f"Give {list(wanted)}."
                 )
+        if not batch[SIGMA].is_meta and batch[SIGMA].numel():
+            lowest, highest = (float(end) for end in batch[SIGMA].aminmax())
+            if not 0 <= lowest <= highest <= 1:
+                raise ValueError(
+                    f"Denoiser: {SIGMA} runs from {lowest:g} to {highest:g}. Give noise levels in "
+                    "(0, 1], not timesteps."
+                )
         first, last = (int(index.min()), int(index.max())) if len(index) else (0, 0)
         if first < 0 or (last and noisy.shape[1] != self.num_frames):
             raise ValueError(

@@ -322,11 +322,10 @@ def _check_same(path: str | Path, adapter: Adapter, layers: Mapping[str, Any]) -
             f"the adapter in {str(path)!r} has {_in_words(a, s)} for {name!r}, "
             f"the network's LoRA has {_in_words(b, t)}. "
             + (
-                f"Add it with rank={adapter.config.r} and alpha={adapter.config.lora_alpha} "
-                "(lora.rank and lora.alpha of a recipe)."
+                f"Add it with rank={adapter.config.r} and alpha={adapter.config.lora_alpha}."
                 if fit
                 else "No rank and alpha that a new LoRA can have are those of this adapter: merge "
-                "it into the base (load_lora and merge_lora, or model.options.lora of a recipe)."
+                "it into the base (load_lora and merge_lora, or the option lora of the model)."
             )
         )
 

@@ -1,7 +1,7 @@
 """A video model: transformer, text encoder, codec and the numbers that belong to them."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     T = TypeVar("T", bound=Transformer, default=CausalWan)
     E = TypeVar("E", bound=PromptEncoder | None, default=TextEncoder)
 else:
+    from typing import TypeVar
+
     T, E = TypeVar("T"), TypeVar("E")
 
 #: What becomes of the cache when the prompt changes within a video: it stays; it is computed anew

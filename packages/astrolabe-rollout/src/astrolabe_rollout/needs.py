@@ -94,5 +94,5 @@ def _tiny(path: object) -> list[dict[str, Any]]:
     missing = [str(file) for file in files if not file.is_file()]
     if not missing:
         return []
-    why = f"there is no {missing[0]!r}. Give the folder that tools/pretrain_tiny.py wrote"
+    why = f"there is no {missing[0]!r}. Give a folder with all of {', '.join(TINY_PARTS)}"
     return [{"what": "embedded model", "source": str(path), "option": "path", "why": why}]

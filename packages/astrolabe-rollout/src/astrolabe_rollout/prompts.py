@@ -216,7 +216,14 @@ class GroupSampler:
         if self._whole is None:
             self._whole = self._make_draw()
         part = slice(self._part * self.batch_size, (self._part + 1) * self.batch_size)
-        return Draw(*(None if column is None else column[part] for column in self._whole))
+        prompts, groups, seeds, histories, metadata = self._whole
+        return Draw(
+            prompts[part],
+            groups[part],
+            seeds[part],
+            histories[part],
+            None if metadata is None else metadata[part],
+        )
 
     def advance(self) -> None:
         """Go on to the next draw."""

@@ -96,11 +96,11 @@ def load_tiny(path: str | Path | None = None, layers: int = LAYERS) -> VideoMode
             module.load_state_dict({key: value.float() for key, value in state.items()})
         except FileNotFoundError:
             raise CheckpointError(
-                f"there is no {str(file)!r}. Give the folder that tools/pretrain_tiny.py wrote."
+                f"there is no {str(file)!r}. Give a folder with one of each of {', '.join(PARTS)}."
             ) from None
         except (SafetensorError, RuntimeError) as error:
             raise CheckpointError(
                 f"{str(file)!r} is damaged or of another model: {str(error).splitlines()[0]}. "
-                "Copy it again, or make it anew with tools/pretrain_tiny.py."
+                "Copy it again."
             ) from error
     return model.freeze()

@@ -116,9 +116,9 @@ def load_wan(
     schedule = FlowSchedule(shift)
     for steps in filter(None, (denoising_steps, first_steps)):
         schedule.warp(steps)  # refuses a bad list
-    file = locate(checkpoint, "checkpoint", "model.options.checkpoint")
-    adapter = locate_lora(lora, "model.options.lora") if lora else None
-    folder = locate(components, "folder of components", "model.options.components", COMPONENT_PARTS)
+    file = locate(checkpoint, "checkpoint", "checkpoint")
+    adapter = locate_lora(lora, "lora") if lora else None
+    folder = locate(components, "folder of components", "components", COMPONENT_PARTS)
 
     where = _device(device)
     network = load_network(file, DTYPES[dtype], size, adapter)
@@ -158,7 +158,7 @@ def _check_fit(
         if theirs != ours:
             raise CheckpointError(
                 f"checkpoint and components do not fit each other: {what} is {theirs}, {ours} is "
-                "needed. Set model.options.checkpoint and components to parts of one model."
+                "needed. Set checkpoint and components to parts of one model."
             )
 
 
@@ -189,7 +189,7 @@ def load_network(
         layers, heads = config["num_layers"], config["num_attention_heads"]
         if (layers, heads) != SIZES[size]:
             known = [name for name, sizes in SIZES.items() if sizes == (layers, heads)]
-            hint = f"Set model.options.size={known[0] if known else 'any'}"
+            hint = f"Set size={known[0] if known else 'any'}"
             raise CheckpointError(
                 f"{str(path)!r} has {layers} blocks of {heads} heads, size {size!r} has "
                 f"{SIZES[size][0]} of {SIZES[size][1]}. {hint}, or name the family that it is of."

@@ -92,5 +92,5 @@ class _reading:  # noqa: N801  # reads like the function that it stands for
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
                 f"{str(self.folder)!r} cannot be loaded ({reason}). Download it again, or set "
-                "model.options.components to a complete folder."
+                "components to a complete folder."
             ) from error
