@@ -7,7 +7,7 @@ asks besides. `CausalTransformer` has both: a network of one's own adds its forw
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from astrolabe_rollout.attention import KeyValue, Plan, StreamPlan, WindowPlan
 from astrolabe_rollout.batch_cache import BatchCache, Cache, Part
 from astrolabe_rollout.cache import KVCache
 from astrolabe_rollout.cache_rule import CacheRule
+from astrolabe_rollout.checks import floating, kind
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.rope import rotations
 
@@ -244,34 +245,3 @@ class CausalTransformer(nn.Module):
                 f"embeds are {kind(embeds)} for {len(latents)} videos. Give floats "
                 f"[{len(latents)}, L, D], the text encoder's output."
             )
-
-
-def floating(value: Tensor) -> bool:
-    """Whether its numbers are floats."""
-    return value.is_floating_point()
-
-
-def kind(value: Tensor) -> str:
-    """Dtype and shape in words."""
-    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-
-
-def require(part: object, protocol: Any, what: str) -> None:
-    """Refuse a part that lacks what a protocol asks of it.
-
-    Args:
-        part: The part.
-        protocol: The protocol.
-        what: Its name in the message, such as "transformer".
-
-    Raises:
-        TypeError: Names what it lacks.
-    """
-    # Not isinstance: from Python 3.12 on it does not see what a wrapped module passes on.
-    asked = [name for name in dir(protocol) if not name.startswith("_")]
-    missing = [name for name in asked if getattr(part, name, None) is None]
-    if missing:
-        raise TypeError(
-            f"the {what} is a {type(part).__name__} without {', '.join(missing)}. "
-            f"Give it what {protocol.__module__}.{protocol.__name__} describes."
-        )

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from astrolabe_rollout.batch_cache import BatchCache
-from astrolabe_rollout.causal import kind
+from astrolabe_rollout.checks import kind
 from astrolabe_rollout.codec import DecodeStream
 from astrolabe_rollout.model import AnyModel
 from astrolabe_rollout.overview import Overview

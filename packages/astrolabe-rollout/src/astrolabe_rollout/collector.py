@@ -4,9 +4,9 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 
+from astrolabe_rollout.checks import without_transforms
 from astrolabe_rollout.env import PromptEnv
 from astrolabe_rollout.seeds import whole_number
-from astrolabe_rollout.streaming import without_transforms
 
 
 def make_collector(env: EnvBase, policy: TensorDictModuleBase, steps: int) -> Collector:

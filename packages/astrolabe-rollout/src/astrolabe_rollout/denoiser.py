@@ -10,7 +10,8 @@ from torch import Tensor
 
 from astrolabe_rollout.attention import KeyValue
 from astrolabe_rollout.cache import KVCache
-from astrolabe_rollout.causal import WindowTransformer, kind, require
+from astrolabe_rollout.causal import WindowTransformer
+from astrolabe_rollout.checks import kind, require
 from astrolabe_rollout.entries import check_entries
 from astrolabe_rollout.keys import CONTEXT, DENOISED, EMBEDS, INDEX, LATENTS, NOISY, SIGMA
 from astrolabe_rollout.model import AnyModel

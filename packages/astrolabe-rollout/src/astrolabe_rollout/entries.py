@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
-from astrolabe_rollout.causal import kind
+from astrolabe_rollout.checks import kind
 from astrolabe_rollout.keys import GROUP, READS, SEED, TEXT
 
 

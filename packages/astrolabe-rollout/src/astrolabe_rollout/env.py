@@ -13,7 +13,7 @@ from torch import Tensor
 from torchrl.data import Binary, Composite, NonTensor, Unbounded
 from torchrl.envs import EnvBase
 
-from astrolabe_rollout.causal import kind, require
+from astrolabe_rollout.checks import kind, require
 from astrolabe_rollout.keys import (
     CONTEXT,
     EMBEDS,

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from astrolabe_rollout.causal import Transformer, kind, require
+from astrolabe_rollout.causal import Transformer
+from astrolabe_rollout.checks import kind, require
 from astrolabe_rollout.codec import VideoCodec
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.schedule import FlowSchedule

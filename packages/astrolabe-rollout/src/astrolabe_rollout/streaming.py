@@ -7,6 +7,7 @@ from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
+from astrolabe_rollout.checks import without_transforms
 from astrolabe_rollout.chunks import ChunkStream, SeededNoise
 from astrolabe_rollout.entries import check_entries, check_groups
 from astrolabe_rollout.geometry import Geometry
@@ -194,13 +195,6 @@ def meet_collector(policy: Any, geometry: Geometry, collector: Any) -> None:
             "stackable=True, which leaves out the first frames of later windows, or with "
             "decode=False."
         )
-
-
-def without_transforms(env: Any) -> Any:
-    """Return the environment inside TorchRL's transforms; itself if there are none."""
-    while inside := dict(env.named_children()).get("base_env"):
-        env = inside
-    return env
 
 
 def refuse_overview(overview: int, decode: bool) -> None:
