@@ -7,10 +7,10 @@ every fault lives in a process of its own, which is forked once the heavy librar
 and reads the faulty source in place of the right one. Tests that fork see the fault as well; those
 that start programs (torchrun, the command line) see the right code, and are of no use here.
 
-All of them take two to three hours of one core, in 2 GB for each fault at a time: the tests of an
-area are run once without any fault, which must pass, then with each of its faults up to the first
-test that fails. What takes five times as long as without a fault, and two minutes more, is stopped
-and counts as not noticed.
+The tests are run once without any fault, and must pass, then with each fault up to the first that
+fails: 3 to 30 seconds of a core for a fault, something like half an hour for all, and 2 GB for each
+that runs at a time; a busy machine takes hours. What takes five times as long as without a fault,
+and two minutes more, is stopped and counts as not noticed.
 
     uv run python tools/faults.py                        # all of them, on all cores
     uv run python tools/faults.py --only snapshots nft   # with one of these in file or name

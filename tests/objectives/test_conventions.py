@@ -206,8 +206,10 @@ def test_target_updaters_of_torchrl_move_old_and_nothing_else(moved):
 
 def test_copies_follow_the_loss_and_keep_their_precision():
     loss = make("nft")
-    kept = loss.snapshots.values("old")["bias"].clone()
+    held = loss.snapshots.values("old")["bias"]
+    kept = held.clone()
     loss.to(torch.float64)
+    assert held.dtype == torch.float64  # at once, for whoever holds it: a target updater
     assert loss.state_dict()["snapshots.old.bias"].dtype == torch.float64
     loss.to(torch.bfloat16).float()
     assert loss.snapshots.values("old")["bias"].float().equal(kept)
