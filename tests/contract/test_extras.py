@@ -49,17 +49,22 @@ class Without:
 @pytest.fixture
 def bare(monkeypatch):
     """Imports a package anew, in an environment without the libraries of its extras."""
-    before = dict(sys.modules)
+    before, bared = dict(sys.modules), []
+
+    def drop(package):
+        for name in [*sys.modules]:
+            if name.partition(".")[0] in (package, *ABSENT[package].split()):
+                del sys.modules[name]
 
     def bare(package):
-        absent = ABSENT[package].split()
-        for name in [name for name in sys.modules if name.partition(".")[0] in (package, *absent)]:
-            del sys.modules[name]
-        monkeypatch.setattr(sys, "meta_path", [Without(absent, sys.meta_path)])
+        drop(package)
+        bared.append(package)
+        monkeypatch.setattr(sys, "meta_path", [Without(ABSENT[package].split(), sys.meta_path)])
         return import_module(package)
 
     yield bare
-    sys.modules.clear()
+    for package in bared:
+        drop(package)
     sys.modules.update(before)
 
 
