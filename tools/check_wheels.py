@@ -28,12 +28,17 @@ ROOT = Path(__file__).parents[1]
 WITHOUT = {
     "astrolabe-rollout": (("diffusers", "transformers", "peft"), ()),
     "astrolabe-rewards": (("torchrl", "diffusers", "cv2"), ("torchrl", "diffusers")),
-    "astrolabe-objectives": (("diffusers", "transformers"), ("diffusers", "transformers")),
+    "astrolabe-objectives": (("diffusers", "transformers", "peft"), ()),
     "astrolabe-eval": (("torch", "tensordict", "torchrl"), ("torchrl", "diffusers")),
     "astrolabe": ((), ()),
 }
 #: The extras that the examples of a README need, with commas between them.
-EXTRA = {"astrolabe-rollout": "wan", "astrolabe-rewards": "opencv,video", "astrolabe-eval": "torch"}
+EXTRA = {
+    "astrolabe-rollout": "wan",
+    "astrolabe-rewards": "opencv,video",
+    "astrolabe-objectives": "examples",
+    "astrolabe-eval": "torch",
+}
 NAMES = """
 import importlib, importlib.util, inspect, pkgutil, sys
 module, *absent = sys.argv[1:]
