@@ -37,11 +37,9 @@ def spoil(parts):
             parameter.add_(torch.randn_like(parameter))
 
 
-def test_a_run_that_goes_on_repeats_the_uninterrupted_one(small_run):
-    follow = replace(small_run.snapshots, old_slope=0.1, reference_max_kl=1e-12)
-    run = replace(small_run, snapshots=follow)
-    parts, straight = compose(run), []
-    for step in train(run, parts, Clock()):
+def test_a_run_that_goes_on_repeats_the_uninterrupted_one(small_run, parts):
+    straight = []
+    for step in train(small_run, parts, Clock()):
         straight.append(numbers(step))
         if step.number == 1:
             # As through a file: later steps change the tensors in place.
@@ -49,12 +47,9 @@ def test_a_run_that_goes_on_repeats_the_uninterrupted_one(small_run):
                 lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf,
                 checkpoint.capture(parts, 1),
             )
-    assert [step["snapshot/old_decay"] for step in straight] == pytest.approx([0.5, 0.6, 0.7])
-    renewed = [step["snapshot/reference_reset"] for step in straight]
-    assert renewed == [step["policy/kl"] > 1e-12 for step in straight] != [False] * 3
-    fresh = compose(run)
+    fresh = compose(small_run)
     assert checkpoint.apply(fresh, state) == 1
-    assert [numbers(step) for step in train(run, fresh, Clock(), first=1)] == straight[1:]
+    assert [numbers(step) for step in train(small_run, fresh, Clock(), first=1)] == straight[1:]
 
 
 def test_a_held_out_reward_is_watched_and_its_alarm_goes_on_too(small_run):
@@ -176,13 +171,27 @@ def test_an_update_moves_the_adapter_and_nothing_else(small_run, parts):
     assert moved <= set(parts.parameters)
 
 
-def test_old_follows_by_its_decay(small_run, parts):
-    start = {name: value.detach().clone() for name, value in parts.parameters.items()}
-    next(train(small_run, parts, Clock()))
-    live = {name: value.detach().clone() for name, value in parts.parameters.items()}
-    with parts.snapshots.use("old"):
-        for name, value in parts.parameters.items():
-            assert torch.allclose(value, 0.5 * start[name] + 0.5 * live[name], atol=1e-7)
+def test_old_follows_by_the_decay_of_its_step_and_the_reference_by_the_distance(small_run):
+    run = replace(
+        small_run,
+        snapshots=replace(small_run.snapshots, old_slope=0.1, reference_max_kl=1e-12),
+        disagreement=replace(small_run.disagreement, mode="uniform"),
+        train=replace(small_run.train, steps=2),
+    )
+    parts = compose(run)
+    old = {name: value.detach().clone() for name, value in parts.parameters.items()}
+    # Nothing is far from the reference before the first update.
+    for step, decay, far in zip(train(run, parts, Clock()), (0.5, 0.6), (False, True), strict=True):
+        assert (step.metrics["snapshot/reference_reset"], step.metrics["policy/kl"] > 0) == (
+            far,
+            far,
+        )
+        live = {name: value.detach().clone() for name, value in parts.parameters.items()}
+        old = {name: decay * old[name] + (1 - decay) * live[name] for name in old}
+        with parts.snapshots.use("old"):
+            for name, value in parts.parameters.items():
+                assert torch.allclose(value, old[name], atol=1e-7)
+    assert parts.snapshots.deviation("reference") == 0
 
 
 def test_metrics_carry_the_names_that_all_runs_share(small_run, parts):
