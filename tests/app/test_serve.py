@@ -110,4 +110,4 @@ def test_a_dead_server_is_one_line_before_a_run_begins():
         build_term("vq", RewardTerm(name=part, options=options))
     from astrolabe.cli import explain
 
-    assert "astrolabe serve" in explain(caught.value)
+    assert "RewardServer({name: reward}).run()" in explain(caught.value)

@@ -50,6 +50,7 @@ def test_a_run_that_goes_on_repeats_the_uninterrupted_one(small_run, parts):
     fresh = compose(small_run)
     assert checkpoint.apply(fresh, state) == 1
     assert [numbers(step) for step in train(small_run, fresh, Clock(), first=1)] == straight[1:]
+    assert all(step["loss/kl"] > 0 for step in straight[1:])
 
 
 def test_a_held_out_reward_is_watched_and_its_alarm_goes_on_too(small_run):

@@ -80,7 +80,7 @@ class Connection:
         except httpx.TransportError as error:
             raise UnavailableError(
                 f"{self.url}: no reward server answers ({error}). Start one, "
-                "RewardServer({{name: reward}}).run(), or correct the option 'url'."
+                "RewardServer({name: reward}).run(), or correct the option 'url'."
             ) from error
         if response.status_code == 401:
             raise ValueError(
