@@ -348,7 +348,10 @@ def test_a_narrow_terminal_cuts_no_word(needs, made):
         (Question(["self_forcing_multi"], ["model.options.size='2b'"]), "choose dtype"),
         (Question(["self_forcing_multi"], ["model.options.hight=480"]), "Did you mean 'height'?"),
         (Question(["self_forcing_multi"], ["model.options.height=481"]), "Choose multiples of 16"),
-        (Question(["tiny"], ["model.name='pathlib:Path.cwd'"]), "neither the embedded"),
+        (
+            Question(["tiny"], ["model.name='astrolabe_rollout.tiny:build_tiny'"]),
+            "neither the embedded",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_one_line(question, told):

@@ -17,7 +17,13 @@ def test_a_file_that_does_not_fit_is_named_with_its_setting(tmp_path):
 
 @pytest.mark.parametrize("found", ["a cat", ["a cat", None]])
 def test_a_packaged_list_that_is_no_list_of_texts_is_refused(monkeypatch, found):
-    module = SimpleNamespace(mine=lambda: found, fine=lambda: ("a cat", "a dog"))
+    def mine() -> list[str]:
+        return found
+
+    def fine() -> tuple[str, ...]:
+        return ("a cat", "a dog")
+
+    module = SimpleNamespace(mine=mine, fine=fine)
     monkeypatch.setitem(sys.modules, "some_lists", module)
     assert prompt_list("some_lists:fine", "here") == ["a cat", "a dog"]
     with pytest.raises(PromptFileError, match="here: the list 'some_lists:mine' is no list of"):

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from astrolabe.code_option import AllowCode
 from astrolabe.epilog import examples, lines
 from astrolabe.reward_options import RewardNames, RewardOverrides, RewardRecipes
 from astrolabe_eval.vbench_needs import overview
@@ -53,12 +54,13 @@ def over_time(
     recipe: RewardRecipes = None,
     overrides: RewardOverrides = None,
     seconds: Annotated[float, typer.Option(help="Length of an interval.")] = 10.0,
+    allow_code: AllowCode = False,
 ) -> None:
     """Score each interval of the videos, to see whether they fade as they go on."""
     from astrolabe.evaluated import over_time as score_over_time
     from astrolabe.reward_choice import choose_terms
 
-    terms = choose_terms(reward or [], recipe or [], overrides or [])
+    terms = choose_terms(reward or [], recipe or [], overrides or [], allow_code=allow_code)
     score_over_time(folder, terms, seconds, typer.echo)
 
 

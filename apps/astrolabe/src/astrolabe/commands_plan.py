@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from astrolabe.code_option import AllowCode
 from astrolabe.epilog import examples
 
 commands = typer.Typer()
@@ -36,6 +37,7 @@ def plan(
     utilisation: Annotated[
         float, typer.Option(help="Share of a card's bfloat16 peak that is reached.")
     ] = 0.35,
+    allow_code: AllowCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Say what a run needs, whether it fits and how long a step takes, before it is started.
@@ -47,7 +49,7 @@ def plan(
     from astrolabe.plan import Question
     from astrolabe.plan import plan as make_plan
 
-    question = Question(recipes, overrides or [], gpus, memory, reserve, utilisation)
+    question = Question(recipes, overrides or [], gpus, memory, reserve, utilisation, allow_code)
     found = make_plan(question)
     if as_json:
         import json

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from astrolabe.code_option import AllowCode
 from astrolabe.epilog import examples
 from astrolabe.reward_options import RewardNames, RewardOverrides, RewardRecipes
 
@@ -39,6 +40,7 @@ def score(
     report: Annotated[
         Path | None, typer.Option(help="Folder of a page that shows how the rewards agree.")
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Score video files with reward models; larger is better.
 
@@ -59,6 +61,7 @@ def score(
         cache=cache,
         out=out,
         report=report,
+        allow_code=allow_code,
     )
     raise typer.Exit(perform(request, typer.echo))
 
@@ -95,6 +98,7 @@ def serve_rewards(
         typer.Option(min=1, help="Join requests up to this many videos; 1 keeps scores exact."),
     ] = 1,
     max_wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for others.")] = 0.01,
+    allow_code: AllowCode = False,
 ) -> None:
     """Serve rewards over HTTP to runs on this or other machines, until Ctrl-C.
 
@@ -105,7 +109,7 @@ def serve_rewards(
     from astrolabe.serve import serve_rewards as serve
 
     serve(
-        choose_terms(rewards or [], recipe or [], overrides or []),
+        choose_terms(rewards or [], recipe or [], overrides or [], allow_code=allow_code),
         host=host,
         port=port,
         token_variable=token_variable,

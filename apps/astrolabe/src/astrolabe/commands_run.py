@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from astrolabe.code_option import AllowCode
 from astrolabe.epilog import examples
 from astrolabe.errors import ConfigError
 
@@ -52,6 +53,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option(help="Print all settings, say what is missing or wrong, and stop.")
     ] = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Train a model: by default the embedded one, with the recipe `tiny`.
 
@@ -61,8 +63,9 @@ def train(
     Under torchrun the processes share the videos of each step, and train as one would. What
     torchrun starts again goes on by itself. `astrolabe plan` says what fits into which GPU.
     """
-    from astrolabe.load import changed, load, to_json
+    from astrolabe.load import Code, changed, load, to_json
 
+    code: Code = "any" if allow_code else "parts"
     if resume is not None:
         if out or auto_resume or dry_run:
             raise ConfigError(
@@ -71,17 +74,17 @@ def train(
             )
         wanted = None
         if recipes:
-            wanted = load(recipes, overrides or [])
+            wanted = load(recipes, overrides or [], code=code)
         elif overrides:
             from astrolabe.run_folder import RunFolder
 
-            wanted = changed(RunFolder.open(resume)[1], overrides)
+            wanted = changed(RunFolder.open(resume, allow_code=allow_code)[1], overrides)
         _tell(f"Going on with {resume}")
         from astrolabe import session
 
-        raise typer.Exit(session.resume(resume, wanted, force=force))
+        raise typer.Exit(session.resume(resume, wanted, force=force, allow_code=allow_code))
     chosen = recipes or ["tiny"]
-    run = load(chosen, overrides or [])
+    run = load(chosen, overrides or [], code=code)
     # The processes of torchrun must agree on a name, and find it again after a restart.
     shared = os.environ.get("TORCHELASTIC_RUN_ID", "")
     name = shared[:8] if shared and shared != "none" else f"{datetime.now():%Y%m%d-%H%M%S}"
@@ -102,7 +105,7 @@ def train(
     from astrolabe import session
 
     again = auto_resume or restarted
-    raise typer.Exit(session.start(run, folder, again=again, force=force))
+    raise typer.Exit(session.start(run, folder, again=again, force=force, allow_code=allow_code))
 
 
 def _rehearse(run: "Run", folder: Path) -> None:
@@ -164,6 +167,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Folder of videos, scores and report; else the run's.")
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Compare a run's model before and after, on held-out prompts with the same noise.
 
@@ -177,7 +181,7 @@ def evaluate(
     from astrolabe.jobs import share_of_work
     from astrolabe.run_folder import RunFolder
 
-    folder, settings = RunFolder.open(run)
+    folder, settings = RunFolder.open(run, allow_code=allow_code)
     given: dict[str, Any] = {  # Any: settings have many types
         "prompts": prompts,
         "num_videos": num_videos,
@@ -223,6 +227,7 @@ def export(
         str, typer.Option(help="Of merged: bf16, fp16, fp32; keep: as the checkpoint was.")
     ] = "keep",
     overwrite: Annotated[bool, typer.Option(help="Replace a target that exists.")] = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Write what a run has trained for use elsewhere, and say what opens it.
 
@@ -240,7 +245,15 @@ def export(
     from astrolabe.export import advice
     from astrolabe.export import export as export_run
 
-    strength = export_run(run, target, kind=kind, dtype=dtype, overwrite=overwrite, say=typer.echo)
+    strength = export_run(
+        run,
+        target,
+        kind=kind,
+        dtype=dtype,
+        overwrite=overwrite,
+        say=typer.echo,
+        allow_code=allow_code,
+    )
     if strength is not None and not strength.holds:
         typer.echo(f"warning: {advice(strength)}", err=True)
 
@@ -285,6 +298,7 @@ def speed(
         float | None, typer.Option(help="Video that is timed each time; by default ten chunks.")
     ] = None,
     repeats: Annotated[int, typer.Option(min=2, help="Videos of each variant, in turn.")] = 20,
+    allow_code: AllowCode = False,
 ) -> None:
     """Measure what tuning costs in speed: base, merged and with the adapter apart, in turn.
 
@@ -293,4 +307,4 @@ def speed(
     """
     from astrolabe.speed import speed as measure_speed
 
-    measure_speed(run, seconds=seconds, repeats=repeats, say=typer.echo)
+    measure_speed(run, seconds=seconds, repeats=repeats, say=typer.echo, allow_code=allow_code)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from astrolabe.code_option import AllowCode
 from astrolabe.epilog import examples
 from astrolabe.errors import ConfigError
 
@@ -47,6 +48,7 @@ def generate(
     batch_size: Annotated[int, typer.Option(min=1, help="Videos sampled together.")] = 8,
     overwrite: Annotated[bool, typer.Option(help="Make again what is there.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the mp4 files.")] = Path("videos"),
+    allow_code: AllowCode = False,
 ) -> None:
     """Make videos from prompts, one mp4 each, written while they are made.
 
@@ -89,6 +91,7 @@ def generate(
         batch_size=batch_size,
         overwrite=overwrite,
         out=out,
+        allow_code=allow_code,
     )
     perform(request, typer.echo)
 

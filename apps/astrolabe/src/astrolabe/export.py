@@ -81,7 +81,14 @@ def convert(source: Path, target: Path, *, dtype: str, overwrite: bool) -> int:
 
 
 def export(
-    run: Path, target: Path, *, kind: str, dtype: str = "keep", overwrite: bool, say: Say
+    run: Path,
+    target: Path,
+    *,
+    kind: str,
+    dtype: str = "keep",
+    overwrite: bool,
+    say: Say,
+    allow_code: bool = False,
 ) -> Strength | None:
     """Write what a run has trained, and say what reads it.
 
@@ -93,6 +100,7 @@ def export(
             checkpoint that the run began with, whatever precision the run used.
         overwrite: Whether a target that exists is replaced.
         say: Shows a line.
+        allow_code: As in `RunFolder.open`.
 
     Returns:
         Of a merged model: how much of the adapter arrived.
@@ -106,7 +114,7 @@ def export(
     if kind != MERGED and chosen is not None:
         raise ConfigError(f"--dtype belongs to --format {MERGED}; a LoRA is written in float32.")
     _check(target, kind, overwrite)
-    folder, settings = RunFolder.open(run)
+    folder, settings = RunFolder.open(run, allow_code=allow_code)
     adapter = newest_checkpoint(folder) / LORA
     strength = None
     if kind == MERGED:

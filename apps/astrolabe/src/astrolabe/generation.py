@@ -55,6 +55,8 @@ class Request:
     batch_size: int
     overwrite: bool
     out: Path
+    allow_code: bool = False
+    """As in `RunFolder.open`."""
 
 
 def perform(request: Request, say: Callable[[str], None]) -> None:
@@ -144,7 +146,7 @@ def _model(request: Request) -> tuple[VideoModel, int, dict[str, object]]:
     """Build the model; return it with the chunks of a video and its description."""
     part, trained_on = request.model, None
     if request.run is not None:
-        folder, settings = RunFolder.open(request.run)
+        folder, settings = RunFolder.open(request.run, allow_code=request.allow_code)
         part, trained_on = settings.model, settings.rollout.num_frames
     begin = None if request.begin is None else digest_of(request.begin)
     model = build_model(part)

@@ -12,15 +12,19 @@ from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from astrolabe.code_in_data import code_of, refuse_code
 from astrolabe.config import Run
 from astrolabe.errors import ConfigError
 
 #: A parsed TOML table. Any: what is in it is only known after the check.
 Table = dict[str, Any]
+
+#: What code a file of settings may name: any, parts that are installed, entry points only.
+Code = Literal["any", "parts", "entry points"]
 
 _WANTED = {
     "int_type": "a whole number",
@@ -49,20 +53,21 @@ def _packaged(folder: str) -> dict[str, Path]:
     return {path.stem: path for path in sorted(found.glob("*.toml"))}
 
 
-def load(recipes: Sequence[str], overrides: Sequence[str] = ()) -> Run:
+def load(recipes: Sequence[str], overrides: Sequence[str] = (), *, code: Code = "parts") -> Run:
     """Combine recipes and overrides into one checked run.
 
     Args:
         recipes: Names of packaged recipes and overlays, or paths of ``.toml`` files; a later one
             wins. The first is no overlay.
         overrides: ``"a.b=value"`` each, applied last. The value is TOML; what is no TOML is a text.
+        code: What code recipes may name; see `astrolabe.code_in_data`. Overrides may name any.
 
     Returns:
         The run, with every default filled in.
 
     Raises:
-        ConfigError: If a recipe cannot be read, or a setting is unknown, of the wrong type, out of
-            range, or does not go with another one.
+        ConfigError: If a recipe cannot be read or names code that it may not, or a setting is
+            unknown, of the wrong type, out of range, or does not go with another one.
 
     Example:
         >>> load(["tiny"], ["train.steps=2"]).train.steps
@@ -82,7 +87,11 @@ def load(recipes: Sequence[str], overrides: Sequence[str] = ()) -> Run:
         _merge(table, _read(recipe), origin, origins)
     for text in overrides:
         _merge(table, _override(text), f"--set {text}", origins)
-    return _check(table, origins, " + ".join(f"{recipe!r}" for recipe in recipes) or "defaults")
+    source = " + ".join(f"{recipe!r}" for recipe in recipes) or "defaults"
+    run = _check(table, origins, source)
+    if code != "any":
+        refuse_code(run, f"recipe {source}", origins=origins, parts=code == "parts")
+    return run
 
 
 def changed(run: Run, overrides: Sequence[str]) -> Run:
@@ -126,11 +135,17 @@ def to_json(run: Run) -> str:
     return json.dumps(asdict(run), indent=2) + "\n"
 
 
-def from_json(path: Path) -> Run:
+def from_json(path: Path, *, allow_code: bool = False, known: Run | None = None) -> Run:
     """Read the configuration of a run folder.
 
+    Args:
+        path: The file.
+        allow_code: Whether it may name code other than entry points.
+        known: Settings that were given by other means; the code that they name is allowed.
+
     Raises:
-        ConfigError: If the file is missing, no JSON, or holds what `load` would refuse.
+        ConfigError: If the file is missing, no JSON, names code that it may not, or holds what
+            `load` would refuse.
     """
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
@@ -145,7 +160,10 @@ def from_json(path: Path) -> Run:
         ) from error
     if not isinstance(table, dict):
         raise ConfigError(f"{str(path)!r} holds no table of settings. Take it from a backup.")
-    return _check(table, {}, repr(str(path)))
+    run = _check(table, {}, repr(str(path)))
+    if not allow_code:
+        refuse_code(run, repr(str(path)), known=code_of(known) if known else ())
+    return run
 
 
 def _defaults() -> Table:

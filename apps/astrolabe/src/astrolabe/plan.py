@@ -7,7 +7,7 @@ from typing import Any
 from astrolabe.checks import check_model, check_prompts, check_settings, check_terms
 from astrolabe.config import Run
 from astrolabe.errors import ConfigError
-from astrolabe.load import load
+from astrolabe.load import Code, load
 from astrolabe.plan_fit import Choice, choices, way_out
 from astrolabe.plan_memory import GIB, Bytes, Phase, host, phases
 from astrolabe.plan_needs import Needs
@@ -87,6 +87,7 @@ class Question:
         memory: GiB of a GPU, or of main memory for a model on the CPU; None: those of all cards.
         reserve: Share of the memory that stays free.
         utilisation: Share of the peak that bfloat16 arithmetic reaches.
+        allow_code: Whether recipes may name any code, as in `train`.
     """
 
     recipes: Sequence[str]
@@ -95,10 +96,12 @@ class Question:
     memory: float | None = None
     reserve: float = 0.10
     utilisation: float = 0.35
+    allow_code: bool = False
 
     def run(self, changes: Sequence[str] = ()) -> Run:
         """The settings, with some changes."""
-        return load(self.recipes, [*self.overrides, *changes])
+        code: Code = "any" if self.allow_code else "parts"
+        return load(self.recipes, [*self.overrides, *changes], code=code)
 
 
 def plan(question: Question) -> Plan:

@@ -1,22 +1,28 @@
 """Parts by name: entry points, or ``module:attribute``.
 
 The built-in parts use the same door as anybody's: a package that declares an entry point in one of
-the groups below is found. Nothing is imported before it is asked for. The signature of a part's
-constructor is the schema of its options.
+the groups below is found. Nothing is imported before it is asked for, and nothing is called that is
+no part of the kind. The signature of a part's constructor is the schema of its options.
 """
 
 import inspect
+import re
+import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from astrolabe.errors import ConfigError
+from astrolabe.kinds import WANTED, is_of_kind
 
 Kind = Literal["models", "rewards", "objectives", "suites"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+#: Modules that are not even imported for a part: those of Python, and the program that runs.
+_NO_PARTS = sys.stdlib_module_names | {"__main__", "pip", "setuptools"}
 
 #: A class or function that makes a part. Any: parts of one kind share a duty, not a type.
 Maker = Callable[..., Any]
@@ -40,6 +46,13 @@ def locate(kind: Kind, name: str, where: str) -> str:
         LookupError: If there is none of this name.
     """
     if ":" in name:
+        if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", name):
+            raise LookupError(f"{where}: {name!r} is no part. Write module:attribute.")
+        if name.partition(":")[0].partition(".")[0] in _NO_PARTS:
+            raise LookupError(
+                f"{where}: {name!r} is in a module of Python itself, which holds no parts. Write "
+                "the module:attribute of your own."
+            )
         return name
     known = names(kind)
     if name not in known:
@@ -66,9 +79,17 @@ def find(kind: Kind, name: str, where: str) -> Maker:
         where: The setting that names it, for the message.
 
     Raises:
-        LookupError: If there is none of this name, or it cannot be imported.
+        LookupError: If there is none of this name, it cannot be imported, or it is no part of this
+            kind.
     """
-    return _import(EntryPoint(name, locate(kind, name, where), f"astrolabe.{kind}"), where)
+    target = locate(kind, name, where)
+    maker = _import(target, where)
+    if target not in names(kind).values() and not is_of_kind(kind, maker):
+        raise LookupError(
+            f"{where}: {name!r} is not called, as nothing says that it makes one of the "
+            f"astrolabe.{kind}. Name {WANTED[kind]}."
+        )
+    return maker
 
 
 def check(
@@ -165,16 +186,23 @@ def _takes_anything(make: Maker) -> bool:
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
-def _import(entry: EntryPoint, where: str) -> Maker:
-    module, _, attribute = entry.value.partition(":")
+def _import(target: str, where: str) -> Maker:
+    module, _, attribute = target.partition(":")
     try:
         found: Any = import_module(module)  # Any: a module, then what is in it
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    # Whatever the code of a module may raise when it is run, its own exit included.
+    except (Exception, SystemExit) as error:
+        said = error if isinstance(error, (ImportError, AttributeError)) else repr(error)
         raise LookupError(
-            f"{where}: {entry.value!r} cannot be imported ({error}). "
+            f"{where}: {target!r} cannot be imported ({said}). "
             "Install the package that holds it, or correct the name."
         ) from error
+    if not callable(found):
+        raise LookupError(
+            f"{where}: {target!r} is a {type(found).__name__}, which makes nothing. Name a class "
+            "or a function."
+        )
     maker: Maker = found
     return maker

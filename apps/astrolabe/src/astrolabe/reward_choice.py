@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from astrolabe.config import RewardTerm
 from astrolabe.errors import ConfigError
-from astrolabe.load import load
+from astrolabe.load import Code, load
 from astrolabe.registry import find
 
 DEFAULT = ("sharpness_vq", "flow_mq")
@@ -18,7 +18,11 @@ _ALONE = ("disagreement.mode=none", "guard.action=off")
 
 
 def choose_terms(
-    rewards: Sequence[str], recipes: Sequence[str] = (), overrides: Sequence[str] = ()
+    rewards: Sequence[str],
+    recipes: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    *,
+    allow_code: bool = False,
 ) -> dict[str, RewardTerm]:
     """Return the rewards to score with, as a recipe would describe them.
 
@@ -27,6 +31,7 @@ def choose_terms(
             named by its attribute. None: all rewards and judges of the recipes, or `DEFAULT`.
         recipes: Recipes whose rewards and judges are known by their names, with their options.
         overrides: Settings of these rewards, such as ``rewards.flow_mq.options.X=VALUE``.
+        allow_code: Whether the recipes may name code, and not only entry points.
 
     Raises:
         ConfigError: If a recipe or an override is wrong, or sets something that is not scored.
@@ -40,7 +45,7 @@ def choose_terms(
             )
     known: set[str] = set()
     if recipes:
-        run = load(recipes, _ALONE)
+        run = load(recipes, _ALONE, code="any")  # what it names is looked at below
         known = run.rewards.keys() | run.evaluation.judges.keys()
     parts = {_key(name): name for name in rewards or sorted(known) or DEFAULT}
     added = [
@@ -49,7 +54,8 @@ def choose_terms(
         if key not in known
         for setting in ("weight=1", *([f"name={json.dumps(name)}"] if key != name else []))
     ]
-    run = load(recipes, [*added, *_ALONE, *overrides])
+    code: Code = "any" if allow_code else "entry points"
+    run = load(recipes, [*added, *_ALONE, *overrides], code=code)
     found = {**run.rewards, **run.evaluation.judges}
     for text in overrides:
         name = text.removeprefix(TABLES[0]).removeprefix(TABLES[1]).partition(".")[0]

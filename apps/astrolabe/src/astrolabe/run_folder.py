@@ -70,14 +70,21 @@ class RunFolder:
         return folder
 
     @classmethod
-    def open(cls, path: str | Path) -> tuple[Self, Run]:
+    def open(
+        cls, path: str | Path, *, allow_code: bool = False, known: Run | None = None
+    ) -> tuple[Self, Run]:
         """Find the folder of an earlier run and read its settings.
 
+        Args:
+            path: The folder.
+            allow_code: Whether its settings may name code, as in `from_json`, like the next one.
+            known: Settings whose code is allowed.
+
         Raises:
-            ConfigError: If it is no run folder, or its settings cannot be read.
+            ConfigError: If it is no run folder, or its settings cannot be read or name code.
         """
         folder = cls(path)
-        return folder, from_json(folder.config)
+        return folder, from_json(folder.config, allow_code=allow_code, known=known)
 
     def begin(self, run: Run) -> None:
         """Write the settings of a run into a claimed folder."""

@@ -37,13 +37,14 @@ class Request:
     prompts: Sequence[str] = ()
     prompt_file: Path | None = None
     rewards: Sequence[str] = ()
-    """As in `choose_terms`, like the next two."""
+    """As in `choose_terms`, like the next two and ``allow_code``."""
     recipes: Sequence[str] = ()
     overrides: Sequence[str] = ()
     batch_size: int = 8
     cache: Path | None = None
     out: Path | None = None
     report: Path | None = None
+    allow_code: bool = False
 
 
 @dataclass
@@ -68,7 +69,9 @@ def perform(request: Request, say: Callable[[str], None]) -> int:
         VideoError: If a file is missing, or no video at all could be scored.
         WeightsError: If a reward's weights are not there.
     """
-    terms = choose_terms(request.rewards, request.recipes, request.overrides)
+    terms = choose_terms(
+        request.rewards, request.recipes, request.overrides, allow_code=request.allow_code
+    )
     rewards = {name: build_term(name, term) for name, term in terms.items()}
     videos = find_videos(request.videos)
     prompts = find_prompts(videos, request.prompts, request.prompt_file)

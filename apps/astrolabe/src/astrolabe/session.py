@@ -48,7 +48,14 @@ INTERRUPTED = 130
 Begin = Callable[[View], tuple[Parts, int]]
 
 
-def start(run: Run, out: str | Path, *, again: bool = False, force: bool = False) -> int:
+def start(
+    run: Run,
+    out: str | Path,
+    *,
+    again: bool = False,
+    force: bool = False,
+    allow_code: bool = False,
+) -> int:
     """Begin a new run in a new folder.
 
     Args:
@@ -56,6 +63,7 @@ def start(run: Run, out: str | Path, *, again: bool = False, force: bool = False
         out: The folder.
         again: Go on if the folder holds this run already, as after a restart by a scheduler.
         force: Whether settings that are safe to change may then differ from those it began with.
+        allow_code: Whether those it began with may name code that ``run`` does not.
 
     Returns:
         The exit code: 0, or 130 after an interruption.
@@ -68,7 +76,8 @@ def start(run: Run, out: str | Path, *, again: bool = False, force: bool = False
     folder = RunFolder(out)
     with joined(run) as world:
         if again and world.any(world.main and folder.config.exists()):
-            return _resume(folder, world, run, force)
+            begun = RunFolder.open(out, allow_code=allow_code, known=run)[1]
+            return _resume(folder, world, begun, run, force)
         new = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
         world.lead(lambda: RunFolder.claim(out))
 
@@ -90,29 +99,32 @@ def start(run: Run, out: str | Path, *, again: bool = False, force: bool = False
             raise
 
 
-def resume(path: str | Path, run: Run | None = None, *, force: bool = False) -> int:
+def resume(
+    path: str | Path, run: Run | None = None, *, force: bool = False, allow_code: bool = False
+) -> int:
     """Go on with a run from its newest whole checkpoint, or from its start if there is none.
 
     Args:
         path: Its folder.
         run: Settings to go on with; those that it began with if left out.
         force: Whether settings that are safe to change may differ.
+        allow_code: Whether its own settings may name code that ``run`` does not.
 
     Returns:
         The exit code: 0, or 130 after an interruption.
 
     Raises:
-        ConfigError: If ``path`` is no run folder, or ``run`` would make it another run.
+        ConfigError: If ``path`` is no run folder or names code, or ``run`` would make it another
+            run.
         CheckpointError: If no checkpoint is whole, or the newest does not fit.
         OSError: If the folder cannot be written.
     """
-    folder, begun = RunFolder.open(path)
+    folder, begun = RunFolder.open(path, allow_code=allow_code, known=run)
     with joined(run or begun) as world:
-        return _resume(folder, world, run, force)
+        return _resume(folder, world, begun, run, force)
 
 
-def _resume(folder: RunFolder, world: World, wanted: Run | None, force: bool) -> int:
-    _, begun = RunFolder.open(folder.path)
+def _resume(folder: RunFolder, world: World, begun: Run, wanted: Run | None, force: bool) -> int:
     run = wanted or begun
     check_changes(begun, run, force=force)
 

@@ -73,7 +73,9 @@ class Variants:
             torch.compiler.reset()
 
 
-def speed(path: Path, *, seconds: float | None, repeats: int, say: Say) -> dict[str, Any]:
+def speed(
+    path: Path, *, seconds: float | None, repeats: int, say: Say, allow_code: bool = False
+) -> dict[str, Any]:
     """Measure a run's model base and tuned, in turn, and write ``speed.json`` and ``speed.md``.
 
     Args:
@@ -81,6 +83,7 @@ def speed(path: Path, *, seconds: float | None, repeats: int, say: Say) -> dict[
         seconds: Video that is timed of each repeat, rounded to chunks; None: `CHUNKS` chunks.
         repeats: Rounds over all variants, at least 2.
         say: Shows a line.
+        allow_code: As in `RunFolder.open`.
 
     Returns:
         The content of ``speed.json``; Any, as it is what json reads.
@@ -91,7 +94,7 @@ def speed(path: Path, *, seconds: float | None, repeats: int, say: Say) -> dict[
         ValueError: If there are fewer than 2 repeats.
         OSError: If the files cannot be written.
     """
-    folder, run = RunFolder.open(path)
+    folder, run = RunFolder.open(path, allow_code=allow_code)
     prompt = make_suite(run)[0].prompts[0]
     model = build_model(run.model)
     chunks = length(model, None, seconds, CHUNKS * model.geometry.chunk)
