@@ -86,6 +86,10 @@ def _without(key):
             lambda batch: batch.set(("video", "pixels"), batch["video", "pixels"].float()),
             "float32",
         ),
+        (
+            lambda batch: batch.set(("video", "pixels"), batch["video", "pixels"].movedim(2, -1)),
+            r"\(5, 5, 8, 8, 3\) for 5 prompts",
+        ),
     ],
 )
 def test_answers_that_lost_their_prompts_are_refused(bright_model, spoil, message):

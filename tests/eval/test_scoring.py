@@ -2,7 +2,21 @@ import numpy as np
 import pytest
 import torch
 
-from astrolabe_eval import Evaluation, Suite, evaluate_suite, generate, score_suite
+from astrolabe_eval import (
+    Evaluation,
+    Suite,
+    agree,
+    compare,
+    compare_many,
+    drift_curves,
+    evaluate_suite,
+    generate,
+    paired_interval,
+    score_intervals,
+    score_suite,
+    totals,
+    write_report,
+)
 
 SUITE = Suite("demo", tuple(f"level {level}" for level in (10, 200, 90, 40, 150)))
 
@@ -104,3 +118,37 @@ def test_what_could_not_be_scored_is_nan_and_takes_no_other_number(bright_model)
     for row in scores:
         assert np.isnan(row).tolist() == dark
         assert (row[[1, 4]] > 100).all()
+
+
+def test_a_scorer_with_a_single_score_needs_no_total(bright_model):
+    def score(batch):
+        return batch.set(("score", "level"), batch["video", "pixels"].float().mean((1, 2, 3, 4)))
+
+    found = evaluate_suite(bright_model(3), SUITE, score, fps=8).rewards
+    assert found["total"].tolist() == found["level"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model, one: evaluate_suite(None, SUITE, one, fps=8), "sample is None"),
+        (lambda model, one: evaluate_suite(model, SUITE, "sharp", fps=8), "scorer is 'sharp'"),
+        (lambda model, one: evaluate_suite(lambda _: None, SUITE, one, fps=8), "sample returned"),
+        (
+            lambda model, one: evaluate_suite(model, SUITE, one, fps=8, judges=[one]),
+            "judges is a l",
+        ),
+        (lambda model, one: compare("old", "new"), "'before' is a str, no evaluation"),
+        (lambda model, one: write_report("page", [], None), "'before' is a list, no evaluation"),
+        (lambda model, one: write_report("page", None, [1]), "after is a list"),
+        (lambda model, one: compare_many(None, [1]), "checkpoints is a list"),
+        (lambda model, one: agree([[1, 2, 3], [4, 5, 6]]), "scores is a list"),
+        (lambda model, one: score_intervals([1], one, ["a"], model="x"), "videos is a list"),
+        (lambda model, one: drift_curves([]), "result is a list"),
+        (lambda model, one: totals({"scene": "0.5"}), "score of scene is '0.5'"),
+        (lambda model, one: paired_interval(["a", "b"], [1, 2]), "before holds <U1"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_by_name(bright_model, brightness, call, message):
+    with pytest.raises(TypeError, match=message):
+        call(bright_model(0), brightness)

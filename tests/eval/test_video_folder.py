@@ -96,6 +96,7 @@ def test_prompts_come_as_a_list_a_file_or_a_suite(tmp_path, seen):
     [
         ({"prompts": ["one"]}, SuiteError, "1 prompts for the 2 videos of"),
         ({"prompts": {"a.mp4": "a"}}, SuiteError, r"say nothing of 'b\.mp4'"),
+        ({"prompts": [1, 2]}, SuiteError, "a prompt is 1, no text"),
         ({"batch_size": 0}, ValueError, "batch_size is 0"),
         ({"folder": "nowhere"}, SuiteError, "is no folder"),
         ({"folder": "empty"}, SuiteError, "holds no video"),

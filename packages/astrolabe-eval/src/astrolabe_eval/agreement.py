@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from astrolabe_eval.changes import LEVEL
 from astrolabe_eval.grouping import independent, members_of
-from astrolabe_eval.rows import as_row, check_share, precision
+from astrolabe_eval.rows import as_row, check_mapping, check_share, precision
 from astrolabe_eval.subsets import least_prompts
 
 Floats = NDArray[np.float64]
@@ -108,6 +108,7 @@ def agree(
         (0, 1.0)
     """
     check_share("level", level)
+    check_mapping("scores", scores, "names of rewards with one score for each video")
     table = {
         name: _levels(as_row(f"scores[{name!r}]", row), precision(row))
         for name, row in scores.items()

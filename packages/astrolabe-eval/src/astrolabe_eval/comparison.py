@@ -7,6 +7,7 @@ from typing import Literal, TypedDict
 from astrolabe_eval.changes import LEVEL, Change, Versus, check_units, total_first, versus
 from astrolabe_eval.grouping import members_of
 from astrolabe_eval.pairing import check_pairs
+from astrolabe_eval.rows import check_mapping
 from astrolabe_eval.scoring import TOTAL, Evaluation
 
 
@@ -81,6 +82,7 @@ def compare(
 
     Raises:
         SuiteError: If prompts, seeds or score names differ between the two.
+        TypeError: If one is no `Evaluation`.
         ValueError: If the labels are equal, or a unit is not above 0 or belongs to no score.
     """
     others = {} if after is None else {labels[1]: after}
@@ -114,8 +116,10 @@ def compare_many(
 
     Raises:
         SuiteError: If prompts, seeds or score names of one differ from the base's.
+        TypeError: If one is no `Evaluation`.
         ValueError: If there are no checkpoints, or as in :func:`compare`.
     """
+    check_mapping("checkpoints", checkpoints, "labels with evaluations")
     if not checkpoints:
         raise ValueError("There are no checkpoints to compare. Give at least one.")
     return _compare(base, checkpoints, base_label, units or {})
@@ -162,6 +166,12 @@ def _compare(
     units: Mapping[str, float],
 ) -> Comparison:
     """Every one of ``others`` against the base, the last one in front."""
+    for label, model in [(base_label, base), *others.items()]:
+        if not isinstance(model, Evaluation):
+            raise TypeError(
+                f"{label!r} is a {type(model).__name__}, no evaluation. Make one by "
+                "evaluate_suite, Evaluation.from_folder or SuiteFolder.open(folder).evaluation()."
+            )
     if base_label in others:
         raise ValueError(f"Two models are called {base_label!r}. Give each its own label.")
     check_units(units, base)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from astrolabe_eval.frames import Frames, as_frames
 from astrolabe_eval.grouping import independent
 from astrolabe_eval.intervals import SAMPLE_FPS, Interval, VideoSource, sampled_frames, shape_of
+from astrolabe_eval.rows import check_mapping
 from astrolabe_eval.statistics import bootstrap_interval
 from astrolabe_eval.torch_extra import require_torch
 
@@ -34,6 +35,7 @@ def drift_curves(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         ``change_prompts``, how many independent prompts it rests on. Videos whose scenes show the
         same prompts count together.
     """
+    check_mapping("result", result, "what score_intervals returned")
     rows = [row["intervals"] for row in result["videos"].values()]
     scripts = [" | ".join(dict.fromkeys(part["prompt"] for part in row)) for row in rows]
     return {name: _curve(name, rows, scripts) for name in result["overall"]}

@@ -44,6 +44,7 @@ def generate(
 
     Raises:
         ModuleNotFoundError: Without torch and tensordict, the extra ``torch``.
+        TypeError: If ``sample`` is no function, or returns no batch.
         ValueError: If an option is out of range, or ``sample`` lost, reordered or did not make a
             video.
     """
@@ -52,7 +53,21 @@ def generate(
         raise ValueError(f"batch_size is {batch_size}. Use 1 or more.")
     if not fps > 0:
         raise ValueError(f"fps is {fps!r}. Use more than 0 frames per second.")
+    check_step("sample", sample)
     return _batches(sample, suite, fps, batch_size, on_progress)
+
+
+def check_step(name: str, step: object) -> None:
+    """Refuse a model or a scorer that is none.
+
+    Raises:
+        TypeError: Names it.
+    """
+    if not callable(step):
+        raise TypeError(
+            f"{name} is {step!r:.80}. Give a function of a TensorDict that returns it with its own "
+            "entries added."
+        )
 
 
 def _batches(
@@ -88,7 +103,13 @@ def _request(suite: Suite, part: slice, fps: float) -> "TensorDict":
 def _check_answer(request: "TensorDict", batch: "TensorDict") -> None:
     """Refuse an answer whose videos may belong to other prompts."""
     import torch
+    from tensordict import TensorDictBase
 
+    if not isinstance(batch, TensorDictBase):
+        raise TypeError(
+            f"sample returned a {type(batch).__name__}. "
+            "Return the batch it was given with ('video', 'pixels') added."
+        )
     missing = [key for key in (TEXT, SEED, PIXELS) if key not in batch.keys(include_nested=True)]
     if missing:
         raise ValueError(
@@ -97,7 +118,8 @@ def _check_answer(request: "TensorDict", batch: "TensorDict") -> None:
         )
     pixels = batch[PIXELS]
     count = len(request)
-    if pixels.ndim != 5 or len(pixels) != count or pixels.dtype != torch.uint8:
+    fits = pixels.ndim == 5 and len(pixels) == count and pixels.shape[2] == 3
+    if not fits or pixels.dtype != torch.uint8 or not pixels.numel():
         raise ValueError(
             f"sample returned pixels {pixels.dtype} {tuple(pixels.shape)} for {count} prompts. "
             f"Return uint8 ({count}, frames, 3, height, width)."

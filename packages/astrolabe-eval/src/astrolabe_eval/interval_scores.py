@@ -25,6 +25,7 @@ from astrolabe_eval.intervals import (
     shape_of,
 )
 from astrolabe_eval.keys import FPS, INDEX, PIXELS, TEXT
+from astrolabe_eval.rows import check_mapping
 from astrolabe_eval.scoring import score_suite
 from astrolabe_eval.torch_extra import require_torch
 
@@ -78,6 +79,9 @@ def score_intervals(
         VideoError: If a file cannot be read.
     """
     require_torch("score_intervals")
+    for name, given in (("videos", videos), ("prompts", prompts), ("borders", borders)):
+        if given is not None:
+            check_mapping(name, given, "one entry for each video, by its name")
     if not videos:
         raise ValueError("There are no videos to score.")
     if not sample_fps > 0:

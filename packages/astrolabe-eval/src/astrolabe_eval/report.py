@@ -22,6 +22,7 @@ from astrolabe_eval.comparison import (
 from astrolabe_eval.figures import draw_changes, draw_curve, draw_differences, draw_monitors
 from astrolabe_eval.files import write_atomic
 from astrolabe_eval.plots import Curve
+from astrolabe_eval.rows import check_mapping
 from astrolabe_eval.scoring import TOTAL, Evaluation
 from astrolabe_eval.subsets import least_prompts
 from astrolabe_eval.summary import HELD_OUT, Row, missing_in_words, notes, summarise
@@ -102,6 +103,7 @@ def write_report(
         comparison = compare(before, after, labels=labels, units=units)
         models |= {} if after is None else {labels[1]: after}
     else:
+        check_mapping("after", after, "labels with evaluations")
         comparison = compare_many(before, after, base_label=labels[0], units=units)
         models |= after
     comparison["details"] = dict(details or {})

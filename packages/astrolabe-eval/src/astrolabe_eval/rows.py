@@ -1,5 +1,6 @@
 """Numbers as people hand them over: lists, arrays, tensors, and shares that are no percentages."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,27 @@ def precision(values: Any) -> float:  # Any: as above
         return float(torch.finfo(values.dtype).eps) if values.is_floating_point() else 0.0
     kind = np.asarray(values).dtype
     return float(np.finfo(kind).eps) if kind.kind == "f" else 0.0
+
+
+def check_mapping(name: str, given: object, holds: str) -> None:
+    """Refuse what does not give names.
+
+    Args:
+        name: What it is, for the message.
+        given: To be a mapping.
+        holds: What it is to have.
+
+    Raises:
+        TypeError: If it is none.
+
+    Example:
+        >>> check_mapping("scores", [1.0], "names with rows of numbers")
+        Traceback (most recent call last):
+        ...
+        TypeError: scores is a list. Give a dictionary: names with rows of numbers.
+    """
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{name} is a {type(given).__name__}. Give a dictionary: {holds}.")
 
 
 def check_share(name: str, value: float, *, ends: bool = False) -> None:

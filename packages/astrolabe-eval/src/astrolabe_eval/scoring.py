@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from astrolabe_eval.errors import SuiteError
 from astrolabe_eval.frames import Frames
-from astrolabe_eval.generation import Progress, Step, generate
+from astrolabe_eval.generation import Progress, Step, check_step, generate
 from astrolabe_eval.keys import FPS, PIXELS, REWARD, SCORE, VALID
-from astrolabe_eval.rows import as_row
+from astrolabe_eval.rows import as_row, check_mapping
 from astrolabe_eval.suites import Suite
 from astrolabe_eval.torch_extra import require_torch
 from astrolabe_eval.video_folder import Prompts, VideoFiles, find_videos, read_batches
@@ -73,8 +73,7 @@ class Evaluation:
         Args:
             folder: Of the files: mp4, webm, mov, mkv or avi, in the order of their names, numbers
                 by their size.
-            scorer: As in :func:`evaluate_suite`; if it writes one score and no reward, that score
-                is the total too.
+            scorer: As in :func:`evaluate_suite`.
             prompts: What the videos should show: as many prompts as files in the order of the
                 files, a text file of them, a `Suite`, or a dictionary of file names to prompts.
                 None: the names say it, as those of VBench do (``"{prompt}-{number}.mp4"``); names
@@ -176,11 +175,14 @@ def score_suite(batches: "Iterable[TensorDict]", scorer: Step) -> Scores:
 
     Raises:
         ModuleNotFoundError: Without torch and tensordict, the extra ``torch``.
+        TypeError: If ``scorer`` is none, or returns something else.
         ValueError: If nothing was scored, a score is infinite, not one number for each sample, or
             the names change between batches.
     """
     require_torch("score_suite")
     import torch
+
+    check_step("scorer", scorer)
 
     parts: list[Scores] = []
     for batch in batches:
@@ -213,7 +215,8 @@ def evaluate_suite(
     Args:
         sample: The model, as in :func:`generate`.
         suite: The prompts and seeds.
-        scorer: The reward that was trained on; must write ``("next","reward")``.
+        scorer: The reward that was trained on: writes ``("next","reward")``, or one score, which
+            is then the total too.
         fps: Frames per second of the model's videos.
         judges: Scorers that nothing was trained on. One that writes one number is shown under the
             name given here, one that writes more as ``name/score``.
@@ -232,7 +235,7 @@ def evaluate_suite(
     videos: list[Frames] = []
     for batch in generate(sample, suite, fps=fps, batch_size=batch_size, on_progress=on_progress):
         # Each scorer gets the batch as the model left it: it must not see what another one wrote.
-        rewards.append(score_suite([batch.copy()], scorer))
+        rewards.append(_with_total(score_suite([batch.copy()], scorer)))
         judged.append(_judge(batch, judges or {}))
         if keep_videos:
             videos.extend(batch[PIXELS].cpu().numpy())
@@ -252,6 +255,7 @@ def _with_total(scores: Scores) -> Scores:
 
 
 def _judge(batch: "TensorDict", judges: Mapping[str, Step]) -> Scores:
+    check_mapping("judges", judges, "names with scorers")
     found: Scores = {}
     for name, judge in judges.items():
         scores = score_suite([batch.copy()], judge)

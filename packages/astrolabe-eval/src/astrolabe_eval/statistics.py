@@ -125,7 +125,7 @@ def paired_interval(
     Raises:
         ValueError: If the two have different lengths, or as in :func:`bootstrap_interval`.
     """
-    first, second = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    first, second = as_row("before", before), as_row("after", after)
     if first.shape != second.shape:
         raise ValueError(
             f"before has shape {first.shape} and after {second.shape}. "

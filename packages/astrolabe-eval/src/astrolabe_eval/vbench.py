@@ -10,11 +10,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from astrolabe_eval.errors import VBenchError
+from astrolabe_eval.rows import check_mapping
 from astrolabe_eval.vbench_flat import shares_of
 
 #: Cosines of a video and a text, far below 1. All other raw scores are at least 0.
@@ -127,9 +129,12 @@ def totals(scores: Mapping[str, float]) -> Totals:
         >>> totals(scores).total, totals(scores).missing, totals(scores).semantic_present
         (None, ('scene',), 1.0)
     """
+    check_mapping("scores", scores, "names of dimensions with numbers")
     for name, score in scores.items():
         if name not in DIMENSIONS:
             raise VBenchError(f"{name!r} is no dimension of VBench 1.0: {', '.join(DIMENSIONS)}.")
+        if isinstance(score, bool) or not isinstance(score, Real):
+            raise TypeError(f"The score of {name} is {score!r:.80}. Give a number.")
         if not math.isfinite(score):
             raise VBenchError(f"The score of {name} is {score}. Leave out what was not computed.")
         if score > 1 + _ROUNDING:

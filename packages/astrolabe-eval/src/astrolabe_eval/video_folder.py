@@ -92,6 +92,8 @@ def find_videos(folder: str | Path, prompts: Prompts | None) -> FolderVideos:
             )
         if isinstance(given, Suite):
             return FolderVideos(paths, given, True)
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise SuiteError(f"a prompt is {wrong[0]!r}, no text. Say what the video should show.")
     seen: Counter[str] = Counter()
     seeds = []
     for text in texts:
