@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensordict import TensorDict
 
 from astrolabe_eval import write_mp4
-from astrolabe_rewards import CompositeReward, Reward
+from astrolabe_rewards import CachedReward, CompositeReward, Reward
 from astrolabe_rewards.errors import UnscoredError, VideoError
 
 
@@ -131,6 +132,44 @@ def test_renamed_rewards_and_metadata_are_found():
     scores, _ = reward.as_reward_fn(fps=100)([video(5)] * 2, ["a"] * 2, [{"bonus": 1.0}] * 2)
     assert scores == {"level": [6, 6], "noted": [1, 1], "avg": [7, 7]}
     assert renamed.as_reward_fn(fps=100)([video(5)])[0] == [6]
+    fn = reward.as_reward_fn(fps=100)
+    columns = {"bonus": [3.0, 5.0], "completion_ids": [[1], [2]], "trainer_state": None}
+    assert fn(prompts=["a"] * 2, completions=[video(5)] * 2, **columns) == [9, 11]
+    rows = [{"bonus": 2.0}, {"bonus": 4.0}]
+    assert fn(prompts=["a"] * 2, completions=[video(5)] * 2, metadata=rows) == [8, 10]
+
+
+def test_an_entry_that_only_has_the_usual_name_is_not_read():
+    def words(batch):  # says nothing of what it reads
+        texts = batch.get(("prompt", "text"), None)
+        return batch.set(("score", "words"), torch.full((2,), 0.0 if texts is None else 1.0))
+
+    reward = CompositeReward({"words": (words, 1.0)}).set_keys(text="caption")
+    batch = TensorDict({"video": {"pixels": torch.zeros(2, 3, 3, 8, 8, dtype=torch.uint8)}}, [2])
+    batch["prompt", "text"] = ["stale"] * 2
+    assert reward(batch)["next", "reward"].tolist() == [[0], [0]]
+    assert list(batch["prompt", "text"]) == ["stale"] * 2
+    batch["caption"] = ["a"] * 2
+    assert reward(batch)["next", "reward"].tolist() == [[1], [1]]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"pixels": "clip", "fps": "clip"}, "names 'clip' twice"),
+        ({"reward": ("video", "pixels")}, r"\('video', 'pixels'\) is read and would be written"),
+    ],
+)
+def test_entries_that_would_replace_each_other_are_refused(keys, message):
+    with pytest.raises(ValueError, match=message):
+        composite().set_keys(**keys)
+
+
+def test_a_missing_entry_is_named_once_and_only_rewards_are_cached(tmp_path):
+    with pytest.raises(KeyError, match=r"lacks \[\('video', 'fps'\), \('prompt', 'text'\)\]; it"):
+        composite()(TensorDict({"video": {"pixels": torch.zeros(1, 1, 3, 8, 8).byte()}}, [1]))
+    with pytest.raises(TypeError, match=r"inner is .*, no Reward"):
+        CachedReward(print, tmp_path)
 
 
 def test_files_are_scored_in_their_order(tmp_path):
@@ -157,7 +196,7 @@ TWO = ["a", "b"]
     ("videos", "prompts", "options", "error", "message"),
     [
         (GOOD, ["a"], {}, ValueError, r"1 prompts for 2 videos.*\[frames\]"),
-        (GOOD, "ab", {}, TypeError, "'ab' is a str. Give a list"),
+        (GOOD, "ab", {}, TypeError, "prompts: 'ab' is a str. Give a list"),
         (GOOD, [1, "b"], {}, TypeError, "prompt 0 is 1. Give a text"),
         (GOOD, TWO, {"metadata": [{}]}, ValueError, "metadata are 1 entries for 2 videos"),
         (GOOD, TWO, {"metadata": {"fps": 3}}, TypeError, "is a dict. Give a list"),
@@ -192,7 +231,7 @@ def test_what_is_no_video_or_has_no_prompt_is_refused(videos, prompts, options, 
 def test_a_rate_that_nobody_says_is_asked_for():
     with pytest.raises(ValueError, match=r"video 1 has 3 frames and no rate.*fps=16"):
         Level().as_reward_fn()([video(1, frames=1), video(1)], TWO)
-    for fps in (0, -1.0, float("nan")):
+    for fps in (0, -1.0, float("nan"), "16", True):
         with pytest.raises(ValueError, match="fps is"):
             Level().as_reward_fn(fps=fps)
 

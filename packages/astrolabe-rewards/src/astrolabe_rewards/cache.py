@@ -61,10 +61,16 @@ class CachedReward(Reward):
 
     Raises:
         OSError: If the folder cannot be made or written.
+        TypeError: If ``inner`` is no reward.
         ValueError: If ``max_mib`` is not above 0.
     """
 
     def __init__(self, inner: Reward, folder: str | Path, *, max_mib: float = 64.0) -> None:
+        if not isinstance(inner, Reward):
+            raise TypeError(
+                f"inner is {inner!r:.80}, no Reward. Only rewards say what their scores depend on: "
+                "write a subclass of Reward."
+            )
         # The class attributes of a reward describe the inner one here, which is known only now.
         own = ("name", "unit", "measures", "licence", "weights_from", "memory", "needs_text")
         self.__dict__.update(

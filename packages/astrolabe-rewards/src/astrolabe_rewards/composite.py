@@ -118,7 +118,7 @@ class CompositeReward(Portable):
         self.gib = dict.fromkeys(rewards, 0.0)
         declared = [reads(term) for term in self.rewards.values()]
         #: What a batch must have: all that terms say they read, pixels of those that say nothing.
-        self._required = [key for keys in declared for key in keys or (PIXELS,)]
+        self._required = list(dict.fromkeys(key for keys in declared for key in keys or (PIXELS,)))
         read = dict.fromkeys(key for keys in declared for key in keys or UNDECLARED)
         self._wire(
             "CompositeReward",

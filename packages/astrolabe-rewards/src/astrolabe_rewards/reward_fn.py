@@ -39,8 +39,8 @@ class Portable(Rewired):
         package looks at them.
 
         ``fn(prompts=..., completions=..., **columns)`` (``GRPOTrainer`` of TRL): the completions
-        are the videos; returns a list of floats, None where a video could not be scored. Of the
-        columns, ``fps`` is read.
+        are the videos; returns a list of floats, None where a video could not be scored. Columns
+        with one entry for each video are its metadata.
 
         Videos are a list of paths, arrays, tensors, pictures of Pillow or lists of frames, or one
         array or tensor ``[N, F, 3, H, W]`` or, of pictures, ``[N, 3, H, W]``; uint8, or floating in
@@ -58,8 +58,8 @@ class Portable(Rewired):
             ValueError: If an option is out of its range. The function raises it, or TypeError, for
                 videos and prompts that are none, do not fit each other or have no frame rate.
         """
-        if fps is not None and not 0 < fps < math.inf:
-            raise ValueError(f"fps is {fps!r}. Give frames per second, above 0.")
+        if fps is not None:
+            _checked_rate("fps", fps)
         by_name = self._total_key() is not None if detailed is None else detailed
         total = AVERAGE if self._total_key() is not None else next(iter(self._score_keys()))
 
@@ -75,8 +75,7 @@ class Portable(Rewired):
         ) -> Any:
             if completions is not None:
                 videos = [_shown_in(each) for each in split(completions)]
-                rates = columns.get("fps")
-                notes = None if rates is None else [{"fps": rate} for rate in _listed(rates)]
+                notes = _rows(self._wired[0], len(videos), metadata, columns)
                 found = self._score_all(videos, prompts, notes, fps, batch_size, AVERAGE)
                 return [None if math.isnan(score) else score for score in found[total]]
             if columns:
@@ -151,7 +150,7 @@ class Portable(Rewired):
     ) -> Scores:
         """All scores of videos of any sizes, by name."""
         who = self._wired[0]
-        given = _listed(metadata) if metadata is not None and len(metadata) else []
+        given = _listed("metadata", metadata) if metadata is not None and len(metadata) else []
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size!r}. Give a whole number of at least 1.")
         whole = _described(who, len(videos), prompts, given)
@@ -193,7 +192,9 @@ def _described(who: str, count: int, prompts: Any, rows: list[Any]) -> TensorDic
     """A batch of so many videos with their prompts and metadata, and no pixels yet."""
     batch = TensorDict(batch_size=[count])
     if prompts is not None:
-        texts = [_text(who, index, prompt) for index, prompt in enumerate(_listed(prompts))]
+        texts = [
+            _text(who, index, prompt) for index, prompt in enumerate(_listed("prompts", prompts))
+        ]
         if len(texts) != count:
             raise ValueError(
                 f"{who}: {len(texts)} prompts for {count} videos. Give one prompt for each; a "
@@ -202,20 +203,44 @@ def _described(who: str, count: int, prompts: Any, rows: list[Any]) -> TensorDic
         batch[TEXT] = texts
         numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         batch[GROUP] = torch.tensor([numbers[text] for text in texts])
-    if rows:
-        if len(rows) != count or not all(isinstance(row, Mapping) for row in rows):
-            raise ValueError(
-                f"{who}: metadata are {len(rows)} entries for {count} videos. Give one dictionary "
-                "for each, or none."
-            )
+    if _checked_rows(who, count, rows):
         batch[METADATA] = NonTensorStack(*(NonTensorData(dict(row)) for row in rows))
     return batch
 
 
-def _listed(values: Any) -> list[Any]:
+def _rows(who: str, count: int, metadata: Any, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Metadata of each video of a trainer that hands over the columns of its table."""
+    if columns.get("fps") is not None:
+        columns = {**columns, "fps": _listed("fps", columns["fps"])}
+        if len(columns["fps"]) != count:
+            raise ValueError(f"{who}: fps has {len(columns['fps'])} entries for {count} videos.")
+    kept = {
+        name: column
+        for name, column in columns.items()
+        if isinstance(column, (list, tuple)) and len(column) == count
+    }
+    told = (
+        _checked_rows(who, count, _listed("metadata", () if metadata is None else metadata))
+        or [{}] * count
+    )
+    return [{**{name: kept[name][row] for name in kept}, **told[row]} for row in range(count)]
+
+
+def _checked_rows(who: str, count: int, rows: list[Any]) -> list[Any]:
+    if rows and (len(rows) != count or not all(isinstance(row, Mapping) for row in rows)):
+        raise ValueError(
+            f"{who}: metadata are {len(rows)} entries for {count} videos. Give one dictionary "
+            "for each, or none."
+        )
+    return rows
+
+
+def _listed(what: str, values: Any) -> list[Any]:
     """A list, tuple or array as a list; not a text or a mapping, which would fall apart."""
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-        raise TypeError(f"{values!r:.80} is a {type(values).__name__}. Give a list, one for each.")
+        raise TypeError(
+            f"{what}: {values!r:.80} is a {type(values).__name__}. Give a list, one for each video."
+        )
     return list(values)
 
 
@@ -237,10 +262,12 @@ def _rate(who: str, index: int, fps: Any, frames: int) -> float:
             f"{who}: video {index} has {frames} frames and no rate. Give as_reward_fn(fps=16), or "
             "'fps' in its metadata."
         )
+    return _checked_rate(f"{who}: fps of video {index}", fps)
+
+
+def _checked_rate(what: str, fps: Any) -> float:
     if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0 < fps < math.inf:
-        raise ValueError(
-            f"{who}: fps of video {index} is {fps!r}. Give frames per second, above 0."
-        )
+        raise ValueError(f"{what} is {fps!r}. Give frames per second, above 0.")
     return float(fps)
 
 

@@ -51,6 +51,19 @@ def distinct(who: str, what: str, keys: list[NestedKey]) -> list[NestedKey]:
     return keys
 
 
+def apart(who: str, read: Sequence[NestedKey], written: Sequence[NestedKey]) -> None:
+    """Refuse two inputs that are one entry, and an output that would replace an input."""
+    twice = [key for index, key in enumerate(read) if key in read[:index]]
+    if twice:
+        raise ValueError(
+            f"{who}: in_keys {list(read)} names {twice[0]!r} twice. Give each its own entry."
+        )
+    if lost := [key for key in written if key in read]:
+        raise ValueError(
+            f"{who}: {lost[0]!r} is read and would be written over. Give the output another key."
+        )
+
+
 def reads(scorer: object) -> list[NestedKey] | None:
     """Return the entries that a scorer says it reads; None if it says nothing."""
     keys = getattr(scorer, "in_keys", None)
@@ -69,8 +82,13 @@ def renamed(
     """Return a shallow copy of a batch that also has its entries ``own`` as ``wanted``."""
     shown = batch.copy()
     for key, name in zip(own, wanted, strict=True):
-        if key != name and (value := batch.get(key, None)) is not None:
+        if key == name:
+            continue
+        value = batch.get(key, None)
+        if value is not None:
             shown.set(name, value)
+        elif name not in own and shown.get(name, None) is not None:
+            del shown[name]  # it is another entry, which only has the usual name
     return shown
 
 
@@ -101,6 +119,7 @@ class Rewired(TensorDictModuleBase):
         self._wired = (who, tuple(reads), tuple(writes))
         self.in_keys = checked_keys(who, "in_keys", in_keys, reads)
         written = checked_keys(who, "out_keys", out_keys, writes)
+        apart(who, self.in_keys, written)
         self.out_keys = [*written, *self._accompanying(written)]
 
     def _accompanying(self, written: Sequence[NestedKey]) -> list[NestedKey]:
@@ -150,6 +169,7 @@ class Rewired(TensorDictModuleBase):
                 )
             new[what][index] = _checked(who, name, key)
         written = distinct(who, "out_keys", new["out_keys"])
+        apart(who, new["in_keys"], written)
         self.out_keys = [*written, *self._accompanying(written)]
         self.in_keys = new["in_keys"]
         return self
