@@ -136,6 +136,19 @@ def test_windows_after_the_first_are_of_the_length_that_the_denoiser_was_made_fo
         denoiser(late)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda bad: bad[:0], r"the batch \[0\] has no video"),
+        (lambda bad: bad.set(EMBEDS, bad[EMBEDS] * torch.nan), r"'embeds'\) has NaN"),
+        (lambda bad: bad.set(EMBEDS, bad[EMBEDS][..., 1:]), r"\[2, 12, 95\]; this .* text of 96"),
+    ],
+)
+def test_text_that_makes_no_video_is_refused(modules, spoil, message):
+    with pytest.raises(ValueError, match=message):
+        modules["policy"](spoil(batch()))
+
+
 def test_what_cannot_be_sampled_is_refused_when_a_policy_is_made():
     model = build_tiny(0).freeze()
     for kind in (StreamingPolicy, GroupStreamingPolicy):
@@ -145,3 +158,6 @@ def test_what_cannot_be_sampled_is_refused_when_a_policy_is_made():
             kind(model, 3, overview=1)
         with pytest.raises(TypeError, match=r"number of latent frames is 3\.0"):
             kind(model, 3.0)
+    for kind in (StreamingPolicy, GroupStreamingPolicy, Denoiser):
+        with pytest.raises(TypeError, match=rf"{kind.__name__}: model is a CausalWan"):
+            kind(model.transformer, 3)

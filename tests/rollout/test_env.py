@@ -285,7 +285,7 @@ def test_wrong_arguments_are_refused_with_the_way_out():
         make_env(windows=2.5)
     with pytest.raises(TypeError, match=r"env is a SerialEnv.*several workers"):
         make_collector(SerialEnv(2, make_env), Painter(), steps=1)
-    for seed, error in ((None, TypeError), (1.5, TypeError), (2**64, ValueError)):
+    for seed, error in ((None, TypeError), (1.5, TypeError), (-1, ValueError), (2**64, ValueError)):
         with pytest.raises(error, match="seed is "):
             make_env().set_seed(seed)
 
@@ -395,6 +395,8 @@ def test_a_resumed_run_must_have_the_same_rows():
     assert state != make_env().sampler.state_dict()
     with pytest.raises(TypeError, match=r"prompts\[1\] is \{'text': 'b'\}: neither a text nor"):
         make_env(prompts=["a", {"text": "b"}])
+    with pytest.raises(ValueError, match=r"prompts\[1\] is ' '\. Remove it"):
+        make_env(prompts=["a", {"prompt": " "}])
 
 
 class Longer(Painter):

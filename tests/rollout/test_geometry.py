@@ -57,3 +57,17 @@ def test_a_window_must_hold_the_sink_and_one_chunk():
     assert Geometry(48, 48, window=6, sink=3).context == 3
     with pytest.raises(ValueError, match="Set window to 6 or more"):
         Geometry(48, 48, window=5, sink=3)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "error", "message"),
+    [
+        ({"height": -48}, ValueError, "height is -48. Set it to 1 or more"),
+        ({"height": 48.0}, TypeError, r"height is 48\.0, which is no whole number"),
+        ({"chunk": 0}, ValueError, "chunk is 0"),
+        ({"sink": -1}, ValueError, "sink is -1. Set it to 0 or more"),
+    ],
+)
+def test_sizes_are_whole_numbers_above_zero(sizes, error, message):
+    with pytest.raises(error, match=message):
+        Geometry(**{"height": 48, "width": 48, **sizes})

@@ -335,6 +335,7 @@ def test_an_adapter_with_other_settings_than_the_networks_is_refused(saved):
     [
         ({"rank": 0}, "rank is 0"),
         ({"alpha": 0}, "alpha 0"),
+        ({"alpha": float("nan")}, "alpha nan"),
         ({"dropout": 1.0}, "dropout 1.0"),
         ({"targets": ["to_q", "to_w"]}, "names 'to_w'.*Did you mean 'to_.'"),
     ],
@@ -345,7 +346,7 @@ def test_wrong_arguments_are_refused_with_the_way_out(options, message):
 
 
 def test_lora_needs_diffusers_transformer_and_comes_once(tmp_path):
-    with pytest.raises(TypeError, match=r"Pass the transformer's \.network"):
+    with pytest.raises(TypeError, match=r"Linear.* Pass the \.network of a CausalWan"):
         add_lora(nn.Linear(2, 2), rank=4, alpha=4)
     with pytest.raises(ValueError, match="has a LoRA already"):
         add_lora(trained(), rank=4, alpha=4)

@@ -1,6 +1,7 @@
 """A video model of one's own, nothing of Wan's in it: what the streaming parts ask of it."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,6 +142,8 @@ def test_a_model_of_ones_own_is_collected_and_trained_in_windows():
         ({"fps": 0}, "fps is 0"),
         ({"switch": "recahce"}, "switch is 'recahce'. Choose from: keep"),
         ({"denoising_steps": (500, 1000)}, "no falling list"),
+        ({"denoising_steps": ()}, "no falling list"),
+        ({"denoising_steps": "1000"}, "is the text '1000'"),
     ],
 )
 def test_a_part_that_lacks_what_is_asked_of_it_is_named(change, message):
@@ -151,6 +154,46 @@ def test_a_part_that_lacks_what_is_asked_of_it_is_named(change, message):
 class Sideways(Own):
     def velocity(self, latents, timestep, embeds, plan):
         return super().velocity(latents, timestep, embeds, plan).transpose(1, 2)
+
+
+class Attending(Own):
+    """Calls ``attend`` otherwise than it should."""
+
+    def __init__(self, geometry, change):
+        super().__init__(geometry)
+        self.change = change
+
+    def velocity(self, latents, timestep, embeds, plan):
+        def attend(layer, q, k, v):
+            layer, *rest = self.change(layer, q, k, v)
+            return plan.attend(layer, *rest) if layer is not None else q
+
+        return super().velocity(latents, timestep, embeds, SimpleNamespace(attend=attend))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda layer, *rest: (0, *rest), r"layers \[0, 0\] of 2. Call plan.attend.* 0 to 1"),
+        (lambda layer, *rest: (None, *rest), r"layers \[\] of 2"),
+        (
+            lambda layer, q, k, v: (layer, q, k[:, :9], v),
+            r"key float32 \[1, 9, .*layer 0\. Give",
+        ),
+        (lambda layer, *rest: (layer, *(x[..., :6] for x in rest)), "heads, 12"),
+    ],
+)
+def test_every_layer_attends_once_in_the_shape_that_is_asked_for(change, message):
+    model = own_model()
+    odd = Attending(model.geometry, change)
+    latents = torch.zeros(1, 2, 4, 8, 12)
+    sigma, embeds = torch.zeros(1, 2), torch.zeros(1, 1, 8)
+    with pytest.raises(ValueError, match=message):
+        odd.forward_window(latents, sigma, embeds)
+    cache = odd.new_cache(4)
+    cache.open(2)
+    with pytest.raises(ValueError, match=message):
+        odd.forward_chunk(latents, sigma, embeds, cache)
 
 
 class Floats(Doubled):

@@ -24,6 +24,12 @@ def test_steps_that_do_not_fall_inside_the_table_are_refused(steps):
         FlowSchedule().warp(steps)
 
 
+@pytest.mark.parametrize("shift", [0, -1.0, float("nan"), float("inf"), "5", True])
+def test_a_shift_is_a_number_above_zero(shift):
+    with pytest.raises(ValueError, match=r"shift is .* Give a shift above 0"):
+        FlowSchedule(shift)
+
+
 def test_each_timestep_finds_its_nearest_noise_level():
     schedule = FlowSchedule(3.0)
     levels = schedule.sigmas[[0, 17, 500, 999]].reshape(2, 2)

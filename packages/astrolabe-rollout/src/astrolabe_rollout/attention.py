@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from astrolabe_rollout.batch_cache import Part
 from astrolabe_rollout.cache import KVCache, expand
 from astrolabe_rollout.cache_rule import CacheRule
+from astrolabe_rollout.checks import kind
 from astrolabe_rollout.extras import wan_extra
 from astrolabe_rollout.rope import rotate
 
@@ -46,6 +47,26 @@ class Plan(Protocol):
         """Attend with unrotated queries and keys ``[B, frames * S, heads, head_dim]``."""
 
 
+def _check(
+    plan: "StreamPlan | WindowPlan",
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rotation: Tensor,
+) -> None:
+    """Refuse what is no attention over the frames of a pass, and note the layer."""
+    plan.attended.append(layer)
+    tokens, half = len(rotation), rotation.shape[-1]
+    wanted = (query.shape[0], tokens, query.shape[-2], 2 * half)
+    if not tuple(query.shape) == tuple(key.shape) == tuple(value.shape) == wanted:
+        raise ValueError(
+            f"attend got query {kind(query)}, key {kind(key)} and value {kind(value)} in layer "
+            f"{layer}. Give all three as [B, {tokens} tokens, heads, {2 * half}], frame after "
+            "frame."
+        )
+
+
 @dataclass
 class StreamPlan:
     """One open chunk over KV caches, which it updates; used without gradient.
@@ -59,11 +80,13 @@ class StreamPlan:
     parts: Sequence[tuple[Part, Tensor]]
     frames: int
     text: dict[int, KeyValue] | None
+    attended: list[int] = field(default_factory=list, init=False)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, backend: Backend = None
     ) -> Tensor:
         """Write the chunk's keys and values, then attend to all the caches show."""
+        _check(self, layer, query, key, value, self.parts[0][1])
         out = torch.empty_like(query) if len(self.parts) > 1 else query
         for part, rotation in self.parts:
             q, k, v = (x if part.rows is None else x[part.rows] for x in (query, key, value))
@@ -98,6 +121,7 @@ class WindowPlan:
     consume: bool = False
     frames: int = field(init=False)
     text: dict[int, KeyValue] | None = field(default=None, init=False)
+    attended: list[int] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self.frames = sum(self.chunks)
@@ -106,6 +130,7 @@ class WindowPlan:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, backend: Backend = None
     ) -> Tensor:
         """Attend chunk by chunk: dense calls without a mask, on any device."""
+        _check(self, layer, query, key, value, self.rotation)
         query, key = rotate(query, self.rotation), rotate(key, self.rotation)
         if self.record is not None:
             self.record[layer] = (key, value)

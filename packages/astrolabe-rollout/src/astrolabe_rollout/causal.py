@@ -161,7 +161,7 @@ class CausalTransformer(nn.Module):
                 "Open a chunk of as many frames first: cache.open(frames)."
             )
         plan = StreamPlan(parts, latents.shape[1], cache.text(embeds))
-        return self.velocity(latents, timestep, embeds, plan)
+        return self._attended(self.velocity(latents, timestep, embeds, plan), plan)
 
     def forward_window(
         self,
@@ -216,7 +216,16 @@ class CausalTransformer(nn.Module):
         plan = WindowPlan(
             rule, rotation, chunks, prefix, clean, record, consume and not self._checkpoints
         )
-        return self.velocity(latents, timestep, embeds, plan)
+        return self._attended(self.velocity(latents, timestep, embeds, plan), plan)
+
+    def _attended(self, velocity: Tensor, plan: StreamPlan | WindowPlan) -> Tensor:
+        """Refuse a pass of which other chunks would see another layer's frames, or none."""
+        if sorted(plan.attended) != list(range(self.layers)):
+            raise ValueError(
+                f"velocity attended in the layers {plan.attended} of {self.layers}. Call "
+                f"plan.attend(layer, query, key, value) once for each of 0 to {self.layers - 1}."
+            )
+        return velocity
 
     @property
     def _checkpoints(self) -> bool:

@@ -14,7 +14,7 @@ from astrolabe_rollout.causal import WindowTransformer
 from astrolabe_rollout.checks import kind, require
 from astrolabe_rollout.entries import check_entries
 from astrolabe_rollout.keys import CONTEXT, DENOISED, EMBEDS, INDEX, LATENTS, NOISY, SIGMA
-from astrolabe_rollout.model import AnyModel
+from astrolabe_rollout.model import AnyModel, check_model
 from astrolabe_rollout.schedule import to_x0
 
 
@@ -68,6 +68,7 @@ class Denoiser(TensorDictModuleBase):
         agree: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
+        check_model(type(self).__name__, model)
         if context not in ("clean", "attached", "noisy") or mask not in ("chunk", "frame"):
             raise ValueError(
                 f"context={context!r}, mask={mask!r}: choose context 'clean', 'attached' or "

@@ -28,7 +28,9 @@ def check_entries(module: str, batch: TensorDictBase, keys: Sequence[NestedKey])
     for key in keys:
         value = batch.get(key, None)
         if value is None:
-            raise KeyError(f"{module}: the batch lacks {key}; it reads {list(keys)}.")
+            raise KeyError(
+                f"{module}: the batch lacks {key}; it reads {list(keys)}. Add {READS[key]}."
+            )
         found = re.match(r"(\w+) \[\*B([^\]]*)\]", READS[key])
         assert found is not None
         wanted, inside = found.groups()

@@ -246,13 +246,15 @@ class PromptEnv(EnvBase):
 
         Raises:
             TypeError: If it is no whole number.
-            ValueError: If it has more than 64 bits.
+            ValueError: If it is below 0 or has more than 64 bits.
         """
+        whole_number("seed", seed)
+        if seed is None or seed < 0:  # the next one is made by numpy, which knows no sign
+            raise ValueError(f"seed is {seed}. Give a whole number of 0 or more.")
         following: int | None = super().set_seed(seed, static_seed or self.sampler.world_size > 1)
         return following
 
     def _set_seed(self, seed: int | None) -> None:
-        whole_number("seed", seed)
         assert seed is not None
         self.sampler.set_seed(seed)
         if self.collector is not None:

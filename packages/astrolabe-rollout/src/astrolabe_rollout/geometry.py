@@ -26,7 +26,9 @@ class Geometry:
         sink: Latent frames at the start of the video that never leave the cache.
 
     Raises:
-        ValueError: If the sizes do not divide, or the window cannot hold sink and chunk.
+        TypeError: If a size is no whole number.
+        ValueError: If a size is below 1 (``sink`` below 0), sizes do not divide, or the window
+            cannot hold sink and chunk.
     """
 
     height: int
@@ -40,6 +42,12 @@ class Geometry:
     sink: int = 0
 
     def __post_init__(self) -> None:
+        for name, size in vars(self).items():
+            if name == "window" and size is None:
+                continue
+            whole_number(name, size)
+            if size < (name != "sink"):
+                raise ValueError(f"{name} is {size}. Set it to {int(name != 'sink')} or more.")
         step = self.spatial * self.patch
         if self.height % step or self.width % step:
             raise ValueError(

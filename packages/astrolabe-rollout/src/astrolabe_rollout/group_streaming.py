@@ -24,7 +24,7 @@ from astrolabe_rollout.keys import (
     SEED,
     STEPS,
 )
-from astrolabe_rollout.model import AnyModel
+from astrolabe_rollout.model import AnyModel, check_model
 from astrolabe_rollout.streaming import (
     meet_collector,
     next_context,
@@ -87,6 +87,7 @@ class GroupStreamingPolicy(TensorDictModuleBase):
         overview: int = 0,
     ) -> None:
         super().__init__()
+        check_model(type(self).__name__, model)
         if commit not in get_args(Commit) or (commit == "best") != (judge is not None):
             raise ValueError(
                 f"commit is {commit!r} and judge {judge!r}. Choose from {get_args(Commit)}; 'best' "

@@ -82,9 +82,10 @@ def add_lora(
     if not isinstance(network, WanTransformer3DModel):
         raise TypeError(
             f"network is a {type(network).__name__}, but LoRA goes on diffusers' "
-            "WanTransformer3DModel. Pass the transformer's .network."
+            "WanTransformer3DModel. Pass the .network of a CausalWan; a network of your own gets "
+            "its adapter from peft: inject_adapter_in_model(LoraConfig(...), network)."
         )
-    if rank < 1 or alpha < 1 or not 0 <= dropout < 1:
+    if rank < 1 or not 1 <= alpha < math.inf or not 0 <= dropout < 1:
         raise ValueError(
             f"rank is {rank}, alpha {alpha}, dropout {dropout}. Set the first two to 1 or more "
             "and dropout to a share in [0, 1)."

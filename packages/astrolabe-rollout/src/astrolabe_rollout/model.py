@@ -89,8 +89,9 @@ class VideoModel(Generic[T, E]):
             raise ValueError(
                 f"switch is {self.switch!r}. Choose from: {', '.join(get_args(Switch))}."
             )
-        for steps in filter(None, (self.denoising_steps, self.first_steps)):
-            self.schedule.warp(steps)  # refuses a bad list
+        for steps in (self.denoising_steps, self.first_steps):
+            if steps is not None:
+                self.schedule.warp(steps)  # refuses a bad list
 
     @property
     def geometry(self) -> Geometry:
@@ -163,3 +164,16 @@ class VideoModel(Generic[T, E]):
 
 #: A model of any kind, such as one of your own.
 AnyModel = VideoModel[Any, Any]
+
+
+def check_model(module: str, model: object) -> None:
+    """Refuse what is no model, such as a network alone.
+
+    Raises:
+        TypeError: Says what it is.
+    """
+    if not isinstance(model, VideoModel):
+        raise TypeError(
+            f"{module}: model is a {type(model).__name__}. Give an astrolabe_rollout.VideoModel: "
+            "transformer, text encoder, codec and schedule."
+        )

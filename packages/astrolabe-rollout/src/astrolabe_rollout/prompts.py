@@ -334,6 +334,8 @@ def _text(place: int, prompt: Prompt) -> str:
             f"prompts[{place}] is {prompt!r}: neither a text nor a row with a text under "
             f'{PROMPT!r}. Give "a cat" or {{"prompt": "a cat", "breed": "manx"}}.'
         )
+    if not text.strip():
+        raise ValueError(f"prompts[{place}] is {text!r}. Remove it, or say what is to be shown.")
     return text
 
 

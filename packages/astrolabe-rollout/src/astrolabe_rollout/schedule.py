@@ -1,11 +1,15 @@
 """Rectified flow: noise levels, their time shift, and the few-step list of a distilled model."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 
 import torch
 from torch import Tensor
+
+from astrolabe_rollout.seeds import whole_number
 
 
 @dataclass(frozen=True)
@@ -15,10 +19,23 @@ class FlowSchedule:
     Args:
         shift: Time shift; σ = shift u / (1 + (shift - 1) u) for u in [0, 1]. Wan 2.1 at 480p has 5.
         size: Entries of the table of noise levels.
+
+    Raises:
+        TypeError: If ``size`` is no whole number.
+        ValueError: If a number is not above 0.
     """
 
     shift: float = 5.0
     size: int = 1000
+
+    def __post_init__(self) -> None:
+        whole_number("size", self.size)
+        number = isinstance(self.shift, Real) and not isinstance(self.shift, bool)
+        if not number or not 0 < self.shift < math.inf or self.size < 1:
+            raise ValueError(
+                f"shift is {self.shift!r}, size {self.size}. Give a shift above 0, such as 5.0, "
+                "and a size of 1 or more."
+            )
 
     @cached_property
     def sigmas(self) -> Tensor:
@@ -35,6 +52,8 @@ class FlowSchedule:
         Raises:
             ValueError: If a step lies outside 1..size or the list does not fall.
         """
+        if isinstance(steps, str):
+            raise ValueError(f"denoising_steps is the text {steps!r}. Give numbers: (1000, 500).")
         outside = [step for step in steps if not 1 <= step <= self.size]
         if not steps or outside or list(steps) != sorted(set(steps), reverse=True):
             raise ValueError(

@@ -10,6 +10,7 @@ from torch import Tensor
 from astrolabe_rollout.checks import without_transforms
 from astrolabe_rollout.chunks import ChunkStream, SeededNoise
 from astrolabe_rollout.entries import check_entries, check_groups
+from astrolabe_rollout.finite import is_finite
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.keys import (
     CONTEXT,
@@ -22,7 +23,7 @@ from astrolabe_rollout.keys import (
     SEED,
     STEPS,
 )
-from astrolabe_rollout.model import AnyModel
+from astrolabe_rollout.model import AnyModel, check_model
 from astrolabe_rollout.overview import Overview
 
 
@@ -49,7 +50,7 @@ class StreamingPolicy(TensorDictModuleBase):
             ``("video","overview_fps")``; 0: not written.
 
     Raises:
-        TypeError: If ``num_frames`` is no whole number.
+        TypeError: If ``model`` is no `VideoModel`, or ``num_frames`` no whole number.
         ValueError: If ``num_frames`` is no multiple of the chunk, steps are to be recorded of a
             model whose first chunk has another number of them, or an overview is to be kept of
             frames that are not decoded.
@@ -67,6 +68,7 @@ class StreamingPolicy(TensorDictModuleBase):
         overview: int = 0,
     ) -> None:
         super().__init__()
+        check_model(type(self).__name__, model)
         if record:
             refuse_recording(model)
         refuse_overview(overview, decode)
@@ -117,10 +119,14 @@ class StreamingPolicy(TensorDictModuleBase):
         Raises:
             KeyError: If the batch lacks an entry.
             TypeError: If an entry has another dtype.
-            ValueError: If an entry has another rank, or the batch does not go on where the last
-                call ended.
+            ValueError: If an entry has another rank, embeddings are not finite, there is no
+                video, or the batch does not go on where the last call ended.
         """
         check_entries(type(self).__name__, tensordict, self.in_keys)
+        if not tensordict.batch_size.numel():
+            raise ValueError(f"the batch {list(tensordict.shape)} has no video. Give one or more.")
+        if not is_finite(tensordict[EMBEDS]):
+            raise ValueError(f"{EMBEDS} has NaN or infinite numbers. Mend the text encoder.")
         flat = tensordict.reshape(-1)
         check_groups(type(self).__name__, flat)
         index = self._index(flat)

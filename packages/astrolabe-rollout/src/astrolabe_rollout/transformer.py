@@ -20,6 +20,7 @@ from astrolabe_rollout.attention import (
     TextCrossAttention,
 )
 from astrolabe_rollout.causal import CausalTransformer
+from astrolabe_rollout.checks import kind
 from astrolabe_rollout.extras import wan_extra
 from astrolabe_rollout.geometry import Geometry
 
@@ -116,6 +117,11 @@ class CausalWan(CausalTransformer):
     def velocity(self, latents: Tensor, timestep: Tensor, embeds: Tensor, plan: Plan) -> Tensor:
         """See `CausalTransformer`."""
         network: Any = self.network  # its rotary module is ours
+        if embeds.shape[-1] != network.config.text_dim:
+            raise ValueError(
+                f"embeds are {kind(embeds)}; this network reads text of {network.config.text_dim} "
+                "numbers a token. Use the text encoder that belongs to it."
+            )
         # Not `.to(weight)`: a sharded weight is a DTensor.
         device, dtype = self._weight.device, self._weight.dtype
         network.rope.plan = plan
