@@ -261,6 +261,20 @@ def test_a_foreign_name_of_this_machine_is_refused(folder):
         assert ours.get("/", headers={"host": host}).status_code == 200
 
 
+def test_what_no_browser_sends_for_this_page_is_refused(client):
+    for headers, status in (
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "http://localhost"}, 200),
+        ({"content-length": "7"}, 400),
+        ({"transfer-encoding": "chunked"}, 411),
+        ({"transfer-encoding": "chunked", "content-length": "7"}, 400),
+    ):
+        answer = client.get("/api/runs", headers=headers)
+        assert answer.status_code == status
+        assert "content-security-policy" in answer.headers
+        assert (answer.headers.get("connection") == "close") == (status != 200)
+
+
 def test_nothing_can_be_sent_and_nothing_is_written(client, folder):
     write_samples(folder)
 
@@ -322,8 +336,11 @@ def test_it_serves_until_ctrl_c_and_never_loads_torch(folder):
         deadline = time.monotonic() + 30
         with urllib.request.urlopen(f"{url}api/runs", timeout=30) as answer:
             assert json.load(answer)[0]["step"] == 3
+        port = int(url.rpartition(":")[2].strip("/"))
+        silent = socket.create_connection(("127.0.0.1", port))  # does not hold up the end
         process.send_signal(signal.SIGINT)
         assert process.wait(max(deadline - time.monotonic(), 1)) == 0
+        silent.close()
 
 
 def test_what_training_writes_can_be_watched(small_run, tmp_path):

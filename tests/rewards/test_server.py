@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -22,9 +22,11 @@ from astrolabe_rewards.batching import Batcher
 from astrolabe_rewards.client import RemoteReward
 from astrolabe_rewards.scoring_service import MIB, Limits
 from astrolabe_rewards.server import RewardServer
+from astrolabe_rewards.web.bounds import Bounds
 from astrolabe_rewards.wire import SCHEMA, Request, UnavailableError
 
 VARIABLE = "ASTROLABE_TEST_TOKEN"
+BINARY = {"Content-Type": "application/octet-stream"}
 
 
 class Echo(Reward):
@@ -83,7 +85,7 @@ def body(level=1, prompts=("7",), frames=2, side=8, schema=str(SCHEMA)):
 
 
 def ask(url, **options):
-    return httpx.post(f"{url}/v1/score/echo", content=body(**options), timeout=30)
+    return httpx.post(f"{url}/v1/score/echo", content=body(**options), headers=BINARY, timeout=30)
 
 
 def scores_of(response):
@@ -95,16 +97,38 @@ def remote(url, reward="echo", **options):
     return RemoteReward(url=url, reward=reward, **{"retries": 0, "timeout": 30.0} | options)
 
 
+def post(headers=()):
+    """The head of a request for scores."""
+    lines = {"Host": "127.0.0.1"} | BINARY | dict(headers)
+    text = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    return f"POST /v1/score/echo HTTP/1.1\r\n{text}\r\n".encode()
+
+
+def told(url, *parts):
+    """All that a server answers to bytes, until it ends the connection."""
+    host, port = url.removeprefix("http://").split(":")
+    answer = b""
+    with (
+        socket.create_connection((host, int(port)), timeout=10) as line,
+        suppress(ConnectionError),
+    ):
+        for part in parts:
+            line.sendall(part)
+        while more := line.recv(4096):
+            answer += more
+    return answer
+
+
 @contextmanager
 def begun_uploads(url, number, size):
     """Connections that have sent the head of a large request and nothing of its body."""
     host, port = url.removeprefix("http://").split(":")
-    head = f"POST /v1/score/echo HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n"
+    head = post({"Content-Length": size})
     lines = [socket.create_connection((host, int(port))) for _ in range(number)]
     try:
         for line in lines:
             line.settimeout(30)
-            line.sendall(head.encode())
+            line.sendall(head)
         yield lines
     finally:
         for line in lines:
@@ -174,7 +198,7 @@ def test_a_small_request_does_not_wait_for_the_network(url):
         seconds = []
         for _ in range(20):
             begun = time.perf_counter()
-            scores_of(client.post(f"{url}/v1/score/echo", content=body()))
+            scores_of(client.post(f"{url}/v1/score/echo", content=body(), headers=BINARY))
             seconds.append(time.perf_counter() - begun)
     assert min(seconds) < 0.035  # a delayed acknowledgement is 0.04
 
@@ -255,7 +279,7 @@ def test_a_batch_larger_than_the_server_takes_is_sent_in_parts(make_batch):
     ],
 )
 def test_requests_that_make_no_sense_are_refused_in_one_line(path, content, status, reason, url):
-    response = httpx.post(f"{url}/v1/score/{path}", content=content)
+    response = httpx.post(f"{url}/v1/score/{path}", content=content, headers=BINARY)
     assert response.status_code == status
     assert reason in response.json()["error"]
     assert scores_of(ask(url)) == [65536 + 114]
@@ -269,7 +293,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_sent():
                 answer += more
         assert answer.startswith(b"HTTP/1.1 413 ")
         assert b"Send fewer videos" in answer
-        response = httpx.post(f"{address}/v1/score/echo", content=bytes(5 * MIB))
+        response = httpx.post(f"{address}/v1/score/echo", content=bytes(5 * MIB), headers=BINARY)
         assert response.status_code == 413
         assert scores_of(ask(address)) == [65536 + 114]
 
@@ -302,9 +326,8 @@ def test_no_more_requests_are_held_than_the_queue_takes(make_batch):
         assert slow.result().status_code == 200
 
 
-def test_a_body_that_comes_too_slowly_gives_up_its_place(monkeypatch):
-    monkeypatch.setattr("astrolabe_rewards.scoring_service.BODY_SECONDS", 0.2)
-    with serving({"echo": Echo()}, queue_size=1) as address:
+def test_a_body_that_comes_too_slowly_gives_up_its_place():
+    with serving({"echo": Echo()}, queue_size=1, bounds=Bounds(body_seconds=0.2)) as address:
         with begun_uploads(address, 1, 1000) as (line,):
             assert line.recv(4096).startswith(b"HTTP/1.1 408 ")
         assert scores_of(ask(address)) == [65536 + 114]
@@ -316,8 +339,8 @@ def test_a_server_with_a_token_tells_nothing_without_it(header):
     with serving({"echo": Echo()}, token="right") as address:
         for response in (
             httpx.get(f"{address}/v1/rewards", headers=headers),
-            httpx.post(f"{address}/v1/score/echo", content=body(), headers=headers),
-            httpx.post(f"{address}/v1/score/nothing", content=body(), headers=headers),
+            httpx.post(f"{address}/v1/score/echo", content=body(), headers=BINARY | headers),
+            httpx.post(f"{address}/v1/score/nothing", content=body(), headers=BINARY | headers),
         ):
             assert response.status_code == 401
             assert response.json() == {"error": "the token is missing or wrong."}
@@ -364,7 +387,7 @@ def test_a_server_of_another_schema_is_refused_with_both_versions(monkeypatch, u
 def test_what_is_no_reward_server_is_refused(url):
     with pytest.raises(ValueError, match="this is no reward server"):
         remote(f"{url}/health")
-    with pytest.raises(UnavailableError, match=r"no reward server answers .*astrolabe serve"):
+    with pytest.raises(UnavailableError, match=r"no reward server answers .*RewardServer\("):
         remote("http://127.0.0.1:9")
 
 
@@ -403,12 +426,69 @@ def test_a_reward_that_is_another_one_than_at_the_start_is_not_believed(make_bat
         reward(batch)
 
 
-def test_what_was_asked_before_the_end_is_still_answered():
-    with ThreadPoolExecutor(4) as threads:
-        with serving({"echo": Echo()}) as address:
-            asked = [threads.submit(ask, address, prompts=["sleep0.2"]) for _ in range(3)]
-            time.sleep(0.3)
-        assert [scores_of(each.result()) for each in asked] == [[65538.0]] * 3
+def test_what_was_asked_before_the_end_is_still_answered(monkeypatch):
+    came, ended, submit = threading.Semaphore(0), threading.Event(), Batcher.submit
+
+    class Waiting(Echo):
+        def score(self, pixels, prompts, fps):
+            assert ended.wait(30)
+            return super().score(pixels, prompts, fps)
+
+    def noted(batcher, request):
+        future = submit(batcher, request)
+        came.release()
+        return future
+
+    monkeypatch.setattr(Batcher, "submit", noted)
+    with ThreadPoolExecutor(3) as threads:
+        with serving({"echo": Waiting()}) as address:
+            asked = [threads.submit(ask, address, prompts=["1"]) for _ in range(3)]
+            assert all(came.acquire(timeout=30) for _ in asked)
+            threading.Timer(0.2, ended.set).start()  # while the server is ending
+        assert [scores_of(each.result()) for each in asked] == [[65536 + 18.0]] * 3
+
+
+def test_a_body_is_exactly_as_long_as_announced(url):
+    content = body()
+    both = post({"Content-Length": len(content), "Transfer-Encoding": "chunked"})
+    assert b"two lengths" in told(url, both)
+    assert b" 411 " in told(url, post({"Transfer-Encoding": "chunked"}))
+    exact = post({"Content-Length": len(content)})
+    for more in (b"x", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\r\n" * 400):
+        answer = told(url, exact + content + more)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.count(b"HTTP/1.1 ") == 1
+        assert b"longer than its Content-Length" in answer
+    assert scores_of(ask(url)) == [65536 + 114]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "application/octet-stream, text/plain"}, 415),
+        ({"Content-Type": ""}, 415),
+        ({"Host": "evil.example:8000"}, 400),
+        ({"Host": "127.0.0.1.evil.example"}, 400),
+        ({"Host": "evil@127.0.0.1"}, 400),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Origin": "http://127.0.0.1"}, 200),
+        ({"Host": "[::1]:8000", "Content-Type": "Application/Octet-Stream; x=y"}, 200),
+    ],
+)
+def test_a_page_of_another_site_cannot_have_videos_scored(headers, status, url):
+    content = body()
+    head = post({"Content-Length": len(content), "Connection": "close"} | headers)
+    assert int(told(url, head + content).split()[1]) == status
+
+
+def test_a_server_with_a_token_may_have_any_name():
+    with serving({"echo": Echo()}, token="right") as address:
+        headers = BINARY | {"Host": "gpu7.lan:9000", "Authorization": "Bearer right"}
+        response = httpx.post(f"{address}/v1/score/echo", content=body(), headers=headers)
+        assert scores_of(response) == [65536 + 114]
 
 
 def test_only_this_machine_can_reach_a_server_without_a_token():
@@ -469,12 +549,12 @@ def test_a_flood_of_large_bodies_takes_no_more_memory_than_is_allowed(tmp_path):
     try:
         address = server.stdout.readline().strip()
         content = body(frames=21, side=1024, prompts=["1"])
-        head = f"POST /v1/score/echo HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+        head = post({"Content-Length": len(content)})
         host, port = address.removeprefix("http://").split(":")
 
         def upload(_):
             with socket.create_connection((host, int(port))) as line:
-                line.sendall(head.encode() + content)
+                line.sendall(head + content)
                 return line.recv(4096).split()[1]
 
         status = Path(f"/proc/{server.pid}/status")

@@ -5,14 +5,13 @@ import socket
 import threading
 import webbrowser
 from collections.abc import Callable
-from ipaddress import ip_address
 from pathlib import Path
-
-import uvicorn
 
 from astrolabe.errors import ConfigError
 from astrolabe.watch_app import make_app
 from astrolabe.watch_data import find_runs
+from astrolabe_rewards.web.bounds import Bounds, is_loopback
+from astrolabe_rewards.web.connections import BoundedServer
 
 LOCAL = "127.0.0.1"
 
@@ -42,7 +41,7 @@ def watch(
     port = listener.getsockname()[1]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     say(f"Watching {path} at {url} (Ctrl-C ends)")
-    local = _is_local(host)
+    local = is_loopback(host)
     if not local:
         say(
             f"WARNING: whoever can reach {host} can see these runs, their prompts and videos; "
@@ -52,11 +51,9 @@ def watch(
     if open_browser:
         # In a thread, as a browser inside the terminal returns only when it is left.
         threading.Thread(target=webbrowser.open, args=[url], daemon=True).start()
-    config = uvicorn.Config(
-        make_app(path, local=local), log_level="warning", timeout_graceful_shutdown=1
-    )
+    server = BoundedServer(make_app(path, local=local), Bounds(), timeout_graceful_shutdown=1)
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
     except KeyboardInterrupt:
         pass  # how one usually ends it
     finally:
@@ -78,10 +75,3 @@ def _listen(host: str, port: int) -> socket.socket:
             f"cannot listen at {host}, port {port}: {reason}. "
             "Give another --port, such as 0 for any that is free, or another --host."
         ) from error
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False  # a name

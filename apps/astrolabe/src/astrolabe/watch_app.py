@@ -13,7 +13,6 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
@@ -30,6 +29,7 @@ from astrolabe.watch_data import (
     summarise,
 )
 from astrolabe.watch_metrics import read_piece
+from astrolabe_rewards.web.door import Door
 
 _PAGES = {
     "watch.html": "text/html",
@@ -62,7 +62,6 @@ def make_app(path: Path, *, local: bool = True) -> Starlette:
         local: Answer only requests that name this machine itself, so that no foreign web site can
             have its name point here and read what there is.
     """
-    hosts = ["localhost", "127.0.0.1", "::1", "[::1]"] if local else ["*"]
     app = Starlette(
         routes=[
             Route("/", _page),
@@ -75,7 +74,7 @@ def make_app(path: Path, *, local: bool = True) -> Starlette:
         ],
         middleware=[
             Middleware(_SafeHeaders),
-            Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
+            Middleware(Door, accepts="", local=local),
         ],
         exception_handlers={ConfigError: _gone, FileNotFoundError: _gone},
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from astrolabe_rewards.batching import Batcher
 from astrolabe_rewards.scorer import Scorer, load
+from astrolabe_rewards.web import EXCESS, LAST
 from astrolabe_rewards.wire import SCHEMA, Request, WireError
 
 if TYPE_CHECKING:
@@ -17,10 +18,8 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 MIB: Final = 2**20
-#: Seconds in which a body must have come; a slow sender would otherwise hold its place for ever.
-BODY_SECONDS: Final = 300
-#: What still comes of a refused body is not worth reading.
-LAST: Final = {"Connection": "close"}
+#: Of the body of a request and its answer.
+CONTENT_TYPE: Final = "application/octet-stream"
 #: The connection stays: what still comes is thrown away, and the client gets to read the answer.
 LATER: Final = {"Retry-After": "1"}
 
@@ -90,17 +89,27 @@ class ScoringService:
             read here.
         token: What requests must bring; None asks for nothing.
         limits: What it takes on.
+        body_seconds: In which a body must have come; a slow sender would otherwise hold its place
+            for ever.
 
     Raises:
         ValueError: If there are no rewards, or the token is empty.
     """
 
-    def __init__(self, rewards: Mapping[str, Scorer], *, token: str | None, limits: Limits) -> None:
+    def __init__(
+        self,
+        rewards: Mapping[str, Scorer],
+        *,
+        token: str | None,
+        limits: Limits,
+        body_seconds: float,
+    ) -> None:
         if not rewards:
             raise ValueError("there are no rewards to serve. Give at least one.")
         if token is not None and not token.strip():
             raise ValueError("the token is empty. Give some letters, or None to ask for none.")
         self._token, self._max_body = token, limits.max_body
+        self._body_seconds = body_seconds
         self._admission = Admission(limits.queue_size, limits.max_memory)
         for scorer in rewards.values():
             load(scorer)
@@ -131,9 +140,10 @@ class ScoringService:
         size = self._length(http)
         try:
             with self._admission.held(size):
-                request = Request.unpack(await _body(http, size))
+                request = Request.unpack(await self._body(http, size))
                 answer = await asyncio.wrap_future(batcher.submit(request))
-                return Response(answer.pack(), media_type="application/octet-stream")
+                _refuse_excess(http)
+                return Response(answer.pack(), media_type=CONTENT_TYPE)
         except BlockingIOError as error:
             raise refusal(503, str(error), LATER) from error
         except WireError as error:
@@ -165,22 +175,38 @@ class ScoringService:
             )
         return int(text)
 
+    async def _body(self, http: "HttpRequest", size: int) -> bytearray:
+        """The body, read straight into memory of its size."""
+        from starlette.requests import ClientDisconnect
 
-async def _body(http: "HttpRequest", size: int) -> bytearray:
-    """The body, read straight into memory of its size."""
-    from starlette.requests import ClientDisconnect
+        body, filled = bytearray(size), 0
+        try:
+            async with asyncio.timeout(self._body_seconds):
+                async for chunk in http.stream():
+                    if filled + len(chunk) > size:  # under a server that does not count
+                        raise _too_long()
+                    body[filled : filled + len(chunk)] = chunk
+                    filled += len(chunk)
+        except TimeoutError as error:
+            reason = f"the body did not come in {self._body_seconds:g} s."
+            raise refusal(408, reason, LAST) from error
+        except ClientDisconnect as error:
+            raise refusal(400, "the body is cut short.", LAST) from error
+        if filled < size:
+            raise refusal(400, "the body is cut short.", LAST)
+        _refuse_excess(http)
+        return body
 
-    body, filled = bytearray(size), 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in http.stream():
-                body[filled : filled + len(chunk)] = chunk
-                filled += len(chunk)
-    except TimeoutError as error:
-        raise refusal(408, f"the body did not come in {BODY_SECONDS} s.", LAST) from error
-    except ClientDisconnect as error:
-        raise refusal(400, "the body is cut short.", LAST) from error
-    return body
+
+def _refuse_excess(http: "HttpRequest") -> None:
+    if http.scope.get(EXCESS):
+        raise _too_long()
+
+
+def _too_long() -> "HTTPException":
+    return refusal(
+        400, "the body is longer than its Content-Length. Send as much as it says.", LAST
+    )
 
 
 def as_json(

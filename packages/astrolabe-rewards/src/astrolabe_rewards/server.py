@@ -4,21 +4,26 @@
     GET  /v1/rewards       what is served, and the limits
     POST /v1/score/NAME    a request of `wire` to its answer
 
-Errors are JSON, ``{"error": "one line"}``. 400: malformed, or another schema. 401: no or the wrong
-token. 404: no such reward. 408: the body came too slowly. 411, 413: a body without a length, or too
-large; it is not read. 503 with ``Retry-After``: as many requests are held as may be.
+Errors are JSON, ``{"error": "one line"}``. 400: malformed, longer than announced, another schema;
+without a token also a ``Host`` that is not this machine. 401: no or the wrong token. 403: a page of
+another site asks. 404: no such reward. 408: the body came too slowly. 411, 413: a body without a
+length, or too large; it is not read. 415: its type is not ``application/octet-stream``. 503 with
+``Retry-After``: as many requests are held as may be.
+
+Connections have no body where they are refused for themselves: 408 if no request comes in time, 503
+if there are too many; see `web`.
 """
 
-import ipaddress
 import socket
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, Self
 
 from astrolabe_rewards.needs import installs
 from astrolabe_rewards.scorer import Scorer
-from astrolabe_rewards.scoring_service import Limits, ScoringService, as_json
+from astrolabe_rewards.scoring_service import CONTENT_TYPE, Limits, ScoringService, as_json
+from astrolabe_rewards.web.bounds import Bounds, is_loopback
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -28,10 +33,15 @@ if TYPE_CHECKING:
 #: Seconds an idle connection stays open; longer than clients keep theirs, or they meet it closing.
 KEEP_ALIVE: Final = 60
 _DEFAULTS: Final = Limits()
+_BOUNDS: Final = Bounds()
 
 
 def make_app(
-    rewards: Mapping[str, Scorer], *, token: str | None = None, limits: Limits = _DEFAULTS
+    rewards: Mapping[str, Scorer],
+    *,
+    token: str | None = None,
+    limits: Limits = _DEFAULTS,
+    bounds: Bounds = _BOUNDS,
 ) -> "Starlette":
     """Make the ASGI application that serves rewards; their weights are read here.
 
@@ -42,8 +52,10 @@ def make_app(
 
     Args:
         rewards: Name to reward, or to a callable that writes ``("score", name)``.
-        token: What requests must bring as ``Authorization: Bearer TOKEN``; None asks for nothing.
+        token: What requests must bring as ``Authorization: Bearer TOKEN``; None asks for nothing,
+            and answers only requests to ``localhost`` or a loopback address.
         limits: What it takes on.
+        bounds: Of these, the seconds for a body; the others are for who holds the sockets.
 
     Returns:
         The application. When it is shut down its threads end; the rewards are left as they are.
@@ -56,9 +68,12 @@ def make_app(
         raise ModuleNotFoundError(f"serving needs starlette and uvicorn: {installs('serve')}")
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
     from starlette.routing import Route
 
-    service = ScoringService(rewards, token=token, limits=limits)
+    from astrolabe_rewards.web.door import Door
+
+    service = ScoringService(rewards, token=token, limits=limits, body_seconds=bounds.body_seconds)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -75,6 +90,7 @@ def make_app(
             Route("/v1/rewards", service.rewards),
             Route("/v1/score/{name}", service.score, methods=["POST"]),
         ],
+        middleware=[Middleware(Door, accepts=CONTENT_TYPE, local=token is None)],
         exception_handlers={HTTPException: refused},
         lifespan=lifespan,
     )
@@ -92,6 +108,7 @@ class RewardServer:
         port: Port to listen on; 0 takes a free one.
         token: What requests must bring.
         limits: What it takes on.
+        bounds: How many connections it takes, and how long each may take to ask.
 
     Attributes:
         url: Where it listens, from now on; requests wait until `run`.
@@ -110,8 +127,9 @@ class RewardServer:
         port: int = 8000,
         token: str | None = None,
         limits: Limits = _DEFAULTS,
+        bounds: Bounds = _BOUNDS,
     ) -> None:
-        if token is None and not _is_loopback(host):
+        if token is None and not is_loopback(host):
             raise ValueError(
                 f"host {host!r} can be reached from other machines, and there is no token. "
                 "Give one, RewardServer(..., token=...), or listen on 127.0.0.1."
@@ -122,16 +140,13 @@ class RewardServer:
         # without it the short answer waits 40 ms for its header to be acknowledged.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            app = make_app(rewards, token=token, limits=limits)
+            app = make_app(rewards, token=token, limits=limits, bounds=bounds)
         except BaseException:
             self._socket.close()
             raise
-        import uvicorn
+        from astrolabe_rewards.web.connections import BoundedServer
 
-        config = uvicorn.Config(
-            app, log_config=None, access_log=False, timeout_keep_alive=KEEP_ALIVE, lifespan="on"
-        )
-        self._server = uvicorn.Server(config)
+        self._server = BoundedServer(app, bounds, timeout_keep_alive=KEEP_ALIVE, lifespan="on")
         name = f"[{host}]" if ":" in host else host
         self.url = f"http://{name}:{self._socket.getsockname()[1]}"
 
@@ -148,9 +163,3 @@ class RewardServer:
 
     def __exit__(self, *_: object) -> None:
         self._socket.close()
-
-
-def _is_loopback(host: str) -> bool:
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
