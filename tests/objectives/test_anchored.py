@@ -161,6 +161,21 @@ def test_a_missing_entry_is_named_with_its_reader(network, snapshots, sampled, m
         make(network, snapshots, SIGMAS)(sampled.exclude(key))
 
 
+@pytest.mark.parametrize("key", ["advantage", ("kl", "selected")])
+def test_an_entry_on_another_device_than_the_latents_is_named(network, snapshots, sampled, key):
+    loss = NFTLoss(network, snapshots, sigmas=[1.0])
+    batch = sampled.clone()
+    batch[key] = batch[key].to("meta")
+    with pytest.raises(ValueError, match=r"on meta, and .* on cpu\. Move the batch as a whole"):
+        loss(batch)
+
+
+def test_snapshots_of_another_network_are_refused(network):
+    other = Snapshots(torch.nn.Linear(2, 2), "old", "reference")
+    with pytest.raises(ValueError, match="none of which are parameters of its network"):
+        NFTLoss(network, other, sigmas=[1.0])
+
+
 def test_velocity_of_the_clean_clip_is_noise_minus_clean():
     x0, noise = torch.randn(2, 3), torch.randn(2, 3)
     noisy = 0.4 * x0 + 0.6 * noise

@@ -274,6 +274,7 @@ def test_a_network_without_trainable_parameters_is_refused():
         ([], ValueError, "got no names"),
         ([["old", "reference"]], TypeError, r"got the name \['old', 'reference'\]\. Give names as"),
         (["old.1"], ValueError, "got the name 'old.1'. Give letters without a dot"),
+        (["old", "old"], ValueError, "one of them twice. Name each once"),
     ],
 )
 def test_snapshots_without_proper_names_are_refused(network, names, error, message):

@@ -151,8 +151,8 @@ class AnchoredLoss(DenoisingLoss):
     def _samples(self, tensordict: TensorDictBase) -> TensorDictBase:
         batch = super()._samples(tensordict)
         if not torch.compiler.is_compiling():
-            self._selected(batch)
             self._check_finite(batch)
+            self._check_devices(batch, self._selected(batch))
         return batch
 
     def _check_finite(self, batch: TensorDictBase) -> None:
@@ -164,6 +164,20 @@ class AnchoredLoss(DenoisingLoss):
                 f"{len(bad)} samples, first for number {int(bad.nonzero()[0])}. Give 0 to samples "
                 "without a score, as GroupAdvantage does, or leave them out."
             )
+
+    def _check_devices(self, batch: TensorDictBase, selected: Tensor) -> None:
+        at = batch[self.tensor_keys.latents].device
+        advantage = self._advantage(batch)
+        for key, value in (
+            (self.tensor_keys.advantage, advantage),
+            (self.tensor_keys.selected, selected),
+        ):
+            if value.device != at:
+                raise ValueError(
+                    f"{self._name} reads {key!r} on {value.device}, and "
+                    f"{self.tensor_keys.latents!r} on {at}. Move the batch as a whole, with "
+                    "batch.to(...)."
+                )
 
     def _advantage(self, batch: TensorDictBase) -> Tensor:
         advantage: Tensor = batch[self.tensor_keys.advantage]

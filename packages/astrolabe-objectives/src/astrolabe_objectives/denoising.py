@@ -89,7 +89,8 @@ class DenoisingLoss(LossModule):
 
     Raises:
         ValueError: If a level is outside (0, 1], there is none, or only one to draw between, if
-            ``levels`` or ``draw`` is unknown, or ``snapshots`` has no copy ``"old"``.
+            ``levels`` or ``draw`` is unknown, or ``snapshots`` has no copy ``"old"`` or is
+            of another network.
         TypeError: If ``snapshots`` is something else.
     """
 
@@ -134,6 +135,12 @@ class DenoisingLoss(LossModule):
             raise ValueError(
                 f"the snapshots are {snapshots.names}, without the behaviour policy. "
                 'Make them with Snapshots(network, "old", "reference").'
+            )
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        if trained and not {*map(id, trained)} & {*map(id, snapshots.live().values())}:
+            raise ValueError(
+                f"{self._name} got snapshots of {sorted(snapshots.live())}, none of which are "
+                "parameters of its network. Make them from the network that is trained."
             )
         self._source = NoiseSource(sigmas, levels, draw, seed)
         self.network = network

@@ -59,8 +59,8 @@ class Snapshots(nn.Module):
             ``state_dict()``, that is part of this object's.
 
     Raises:
-        ValueError: If nothing is trainable, no name or a name with a dot is given, or sharded
-            parameters are given without their network.
+        ValueError: If nothing is trainable, no name, a name with a dot or one name twice is given,
+            or sharded parameters are given without their network.
         TypeError: If a name is no text.
 
     Example:
@@ -94,6 +94,8 @@ class Snapshots(nn.Module):
                 raise ValueError(f"Snapshots got the name {name!r}. Give letters without a dot.")
         if not names:
             raise ValueError('Snapshots got no names. Name the copies, such as "old", "reference".')
+        if len(set(names)) < len(names):
+            raise ValueError(f"Snapshots got the names {names}, one of them twice. Name each once.")
         live = self._live.now()
         self._copies = {name: {key: master(live[key]) for key in live} for name in names}
         self._old_decay = old_decay
