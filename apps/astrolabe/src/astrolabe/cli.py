@@ -13,6 +13,7 @@ from astrolabe import (
     commands_run,
     commands_video,
 )
+from astrolabe.checked_command import Checked
 from astrolabe.explain import explain
 
 app = typer.Typer(
@@ -36,6 +37,8 @@ MODULES = (
     commands_about,
 )
 for module in MODULES:
+    for command in module.commands.registered_commands:
+        command.cls = Checked
     app.add_typer(module.commands)
 
 

@@ -12,7 +12,7 @@ from astrolabe.config_logging import Logging
 from astrolabe.config_rewards import Advantage, Composite, Disagreement, Guard, RewardTerm
 from astrolabe.config_rollout import Rollout
 from astrolabe.config_train import Distributed, Snapshots, Train
-from astrolabe.limits import at_least
+from astrolabe.limits import check_numbers
 
 __all__ = [
     "Advantage",
@@ -58,8 +58,7 @@ class Lora:
     states them. Empty: start from none."""
 
     def __post_init__(self) -> None:
-        at_least("rank", self.rank, 1)
-        at_least("alpha", self.alpha, 1)
+        check_numbers(self)
 
 
 @dataclass(frozen=True)
@@ -93,15 +92,11 @@ class Evaluation:
     """Write the report when training ends."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.num_videos == 1:
             raise ValueError("num_videos is 1. Set it to 2 or more, or to 0 for all prompts.")
-        at_least("num_videos", self.num_videos, 0)
-        at_least("num_frames", self.num_frames, 0)
-        at_least("seconds", self.seconds, 0)
         if self.seconds and self.num_frames:
             raise ValueError("num_frames and seconds are both given. Set one of them to 0.")
-        at_least("batch_size", self.batch_size, 1)
-        at_least("seed", self.seed, 0)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from astrolabe.limits import at_least
+from astrolabe.limits import check_numbers
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,7 @@ class Logging:
         return bool(every) and (step == 1 or step % every == 0)
 
     def __post_init__(self) -> None:
-        at_least("checkpoint_every", self.checkpoint_every, 1)
-        at_least("keep", self.keep, 1)
-        at_least("keep_best", self.keep_best, 0)
-        at_least("samples_every", self.samples_every, 0)
-        at_least("samples", self.samples, 1)
+        check_numbers(self)
         unused = [name for name in self.tracker_options if name not in self.backends]
         if unused:
             raise ValueError(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from astrolabe.limits import above_zero, at_least
+from astrolabe.limits import check_numbers
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class RewardTerm:
     """The score is divided by it before the sum, if ``composite.normalise`` is ``fixed``."""
 
     def __post_init__(self) -> None:
-        above_zero("std", self.std)
+        check_numbers(self)
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,6 @@ class Guard:
     loss was not finite."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if not self.kl_factor > 1:
             raise ValueError(f"kl_factor is {self.kl_factor}. Set it above 1.")
-        at_least("window", self.window, 10)
-        above_zero("margin", self.margin)
-        at_least("min_fall", self.min_fall, 0)
-        at_least("max_skipped", self.max_skipped, 1)

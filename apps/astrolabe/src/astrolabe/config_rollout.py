@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from astrolabe.limits import at_least
+from astrolabe.limits import COUNT, between, check_numbers
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,14 @@ class Rollout:
     sample (``distributed.rollout_ranks``) make the next videos while the others learn."""
 
     def __post_init__(self) -> None:
-        at_least("num_prompts", self.num_prompts, 1)
-        at_least("num_frames", self.num_frames, 1)
-        at_least("windows", self.windows, 1)
-        at_least("batch_size", self.batch_size, 0)
-        at_least("length", self.length, 0)
-        at_least("scene_windows", self.scene_windows, 0)
-        at_least("overview", self.overview, 2)
-        if self.lag not in (0, 1):
-            raise ValueError(f"lag is {self.lag}. Set it to 0 or 1.")
+        check_numbers(self)
         if self.group_size < 2:
             raise ValueError(
                 f"group_size is {self.group_size}: the advantage of a lone sample is always 0. "
                 "Set it to 2 or more."
             )
         videos = self.num_prompts * self.group_size
+        between("num_prompts * group_size * windows", videos * self.windows, 1, COUNT)
         if self.batch_size and videos % self.batch_size:
             raise ValueError(
                 f"batch_size is {self.batch_size}, which does not divide the {videos} videos of a "

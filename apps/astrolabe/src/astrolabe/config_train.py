@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from astrolabe.limits import above_zero, at_least, share
+from astrolabe.limits import check_numbers
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,7 @@ class Snapshots:
     """Whether the largest KL term falls after each renewal for age, and rises after hasty ones."""
 
     def __post_init__(self) -> None:
-        share("old_decay", self.old_decay)
-        share("old_cap", self.old_cap)
-        for name in ("old_slope", "old_delay", "reference_max_kl", "reference_max_epochs"):
-            at_least(name, getattr(self, name), 0)
-        at_least("old_every", self.old_every, 1)
+        check_numbers(self)
         if self.reference_adaptive and not (self.reference_max_kl and self.reference_max_epochs):
             raise ValueError(
                 "reference_adaptive needs both limits. Set snapshots.reference_max_kl and "
@@ -74,12 +70,7 @@ class Train:
     """Denoise chunk by chunk as in sampling, or frame by frame as the public code does."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "updates", "micro_batch"):
-            at_least(name, getattr(self, name), 1)
-        above_zero("lr", self.lr)
-        above_zero("max_grad_norm", self.max_grad_norm)
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed is {self.seed}. Take a number from 0 to {2**32 - 1}.")
+        check_numbers(self)
 
 
 @dataclass(frozen=True)
@@ -99,9 +90,7 @@ class Distributed:
     """Seconds without progress after which a process counts as hung and the run ends."""
 
     def __post_init__(self) -> None:
-        at_least("shard_ranks", self.shard_ranks, 0)
-        at_least("rollout_ranks", self.rollout_ranks, 0)
-        above_zero("timeout", self.timeout)
+        check_numbers(self)
         if self.lora == "sharded" and self.base == "replicated":
             raise ValueError(
                 "lora is 'sharded' but base is 'replicated'. Set distributed.base to 'sharded' too."

@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -180,7 +181,8 @@ def _read(recipe: str) -> Table:
     text = read_recipe(recipe)
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    # Also a number of more digits than Python reads, and tables too deep.
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"recipe {recipe!r} is no TOML: {error}. Mend that line.") from error
 
 
@@ -197,7 +199,7 @@ def _override(text: str) -> Table:
         document = tomllib.loads(f"value = {value}")
         if list(document) == ["value"]:
             parsed = document["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         pass  # a bare text, such as a path
     for key in reversed(keys):
         parsed = {key: parsed}
@@ -223,10 +225,15 @@ def _merge(
             into[key] = value
 
 
+@cache
+def _schema() -> TypeAdapter[Run]:
+    return TypeAdapter(Run)
+
+
 def _check(table: Table, origins: Mapping[str, str], source: str) -> Run:
     _refuse_unknown(table, Run, origins, source)
     try:
-        return TypeAdapter(Run).validate_json(json.dumps(table, default=str), strict=True)
+        return _schema().validate_json(json.dumps(table, default=str), strict=True)
     except ValidationError as error:
         problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"] if isinstance(part, (str, int)))
