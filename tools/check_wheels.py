@@ -122,7 +122,7 @@ def named(requirement: str) -> str:
 def chosen(resolution: str, package: str, needs: list[str], folder: Path) -> list[str]:
     """The arguments of ``uv pip install`` that choose the versions."""
     if resolution == "newest":
-        return ["--resolution", "highest", "--upgrade"]
+        return ["--resolution", "highest"]
     if resolution == "lowest":
         # What a wheel asks for counts as indirect, and gets its newest version, unless named.
         return ["--resolution", "lowest-direct", *needs]
