@@ -292,7 +292,7 @@ def test_quantisation_without_bitsandbytes_is_refused(monkeypatch):
 
 
 def test_without_transformers_it_is_said_what_to_install(monkeypatch):
-    monkeypatch.setattr("astrolabe_rewards.qwen_weights.find_spec", lambda name: None)
+    monkeypatch.setattr("astrolabe_rewards.needs.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install .*'transformers>="):
         HPSv3()
 

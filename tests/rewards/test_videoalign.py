@@ -372,11 +372,11 @@ def test_one_frame_is_a_video(make, make_batch, sampling):
 
 
 @pytest.mark.parametrize("fps", [0.0, -1.0, float("nan")])
-def test_native_sampling_wants_a_frame_rate(make, make_batch, fps):
+@pytest.mark.parametrize("sampling", ["reference", "native"])
+def test_a_frame_rate_that_is_none_is_refused(make, make_batch, fps, sampling):
     pixels = torch.zeros(1, 5, 3, 8, 8, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"frames per second.*sampling='reference'"):
-        make(sampling="native")(make_batch(pixels, ["a"], fps=fps))
-    make()(make_batch(pixels, ["a"], fps=fps))
+    with pytest.raises(ValueError, match=r"Give frames per second, above 0"):
+        make(sampling=sampling)(make_batch(pixels, ["a"], fps=fps))
 
 
 @pytest.mark.parametrize(

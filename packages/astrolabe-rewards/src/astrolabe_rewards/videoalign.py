@@ -8,7 +8,6 @@ each other's answers: together they cost one forward in colour and one in grey.
 """
 
 import hashlib
-import math
 from collections import OrderedDict
 from typing import ClassVar, Final, Literal, get_args
 
@@ -115,11 +114,6 @@ class VideoReward:
         """The numbers of the frames that are looked at."""
         if sampling == "reference":
             return evenly_spaced(num_frames, REFERENCE_FRAMES)
-        if not (math.isfinite(fps) and fps > 0):
-            raise ValueError(
-                f"a video has {fps} frames per second, and sampling='native' goes by them. "
-                "Give ('video', 'fps') above 0, or take sampling='reference'."
-            )
         return evenly_spaced(num_frames, count_at_rate(num_frames, fps, self.settings.fps))
 
 
