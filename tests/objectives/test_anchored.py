@@ -145,7 +145,7 @@ def test_selected_clips_need_a_reference_snapshot(network, sampled, make):
     [
         ({"kl_coeff": -1e-4}, "got kl_coeff=-0.0001. Give 0 or more"),
         ({"prediction": "noise"}, "got prediction='noise'. Choose from"),
-        ({"levels": "two"}, "levels is 'two'. Choose"),
+        ({"levels": "two"}, "got levels='two'. Choose"),
         ({"sigmas": [1000, 750]}, "a timestep is divided by 1000"),
     ],
 )

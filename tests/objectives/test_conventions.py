@@ -136,7 +136,9 @@ def test_padding_is_left_out_exactly(name):
     loss.seed(0)
     assert all(value.equal(alone[key]) for key, value in loss(batch).items())
     loss.loss_mask_key = None
-    with pytest.raises(ValueError, match=r"'advantage', which is not finite for 1 of 6 samples"):
+    with pytest.raises(
+        ValueError, match=r"latents'\), which is not finite in 1 of 6 samples, first in number 2"
+    ):
         loss(batch)
 
 

@@ -136,8 +136,8 @@ def test_snapshots_without_old_are_refused(network):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"levels": "two"}, "levels is 'two'. Choose"),
-        ({"draw": "normal"}, "draw is 'normal'. Choose"),
+        ({"levels": "two"}, "got levels='two'. Choose"),
+        ({"draw": "normal"}, "got draw='normal'. Choose"),
         ({"draw": "uniform", "sigmas": [0.5]}, "nothing between the lowest and the highest"),
         ({"sigmas": []}, "Give one or more noise levels"),
         ({"sigmas": [1000, 750]}, "a timestep is divided by 1000"),

@@ -283,7 +283,7 @@ def test_snapshots_without_proper_names_are_refused(network, names, error, messa
 
 
 def test_a_decay_outside_the_unit_interval_is_refused(snapshots):
-    with pytest.raises(ValueError, match=r"decay of snapshot 'old' is 1\.5"):
+    with pytest.raises(ValueError, match=r"snapshot 'old' got decay=1\.5"):
         snapshots.ema("old", decay=1.5)
 
 

@@ -11,6 +11,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from astrolabe_objectives import settings
 from astrolabe_objectives.batch import countable, group_ids, read_numbers
 from astrolabe_objectives.gather import gather_rows
 from astrolabe_objectives.keys import ADVANTAGE, GROUP, INDEX, REWARD, SCORE, VALID
@@ -59,12 +60,12 @@ class GroupAdvantage(TensorDictModuleBase):
         advantage_key: Where the result goes.
 
     Raises:
-        ValueError: From the constructor for an unknown ``std`` or ``mode``, a negative ``eps``,
-            ``rewards`` without ``mode="per_reward"`` or the other way round, or that mode with
-            ``std="none"``; from ``forward`` if a sample has no competitor, or an entry is not one
-            number for each sample.
+        ValueError: From the constructor for a setting outside its range, ``rewards`` without
+            ``mode="per_reward"`` or the other way round, or that mode with ``std="none"``; from
+            ``forward`` if a sample has no competitor, or an entry is not one number for each.
         KeyError: From ``forward`` if the batch lacks an entry.
-        TypeError: From ``forward`` if groups are no whole numbers, or marks no bools.
+        TypeError: From the constructor for a setting of another type; from ``forward`` if groups
+            are no whole numbers, or marks no bools.
 
     Example:
         >>> from tensordict import TensorDict
@@ -91,12 +92,20 @@ class GroupAdvantage(TensorDictModuleBase):
         advantage_key: NestedKey = ADVANTAGE,
     ) -> None:
         super().__init__()
-        if std not in get_args(Std):
-            raise ValueError(f"GroupAdvantage got std={std!r}. Choose from {get_args(Std)}.")
-        if mode not in get_args(Mode):
-            raise ValueError(f"GroupAdvantage got mode={mode!r}. Choose from {get_args(Mode)}.")
-        if eps < 0:
-            raise ValueError(f"GroupAdvantage got eps={eps!r}. Give 0 or more.")
+        name = type(self).__name__
+        settings.choice(name, "std", std, get_args(Std))
+        settings.choice(name, "mode", mode, get_args(Mode))
+        settings.number(name, "eps", eps, least=0)
+        settings.ranks(name, process_group)
+        settings.keys(
+            name,
+            reward_key=reward_key,
+            score_key=score_key,
+            group_key=group_key,
+            index_key=index_key,
+            valid_key=valid_key,
+            advantage_key=advantage_key,
+        )
         if bool(rewards) != (mode == "per_reward"):
             raise ValueError(
                 f"GroupAdvantage got mode={mode!r} and rewards={rewards!r}. Give the weights of "
@@ -107,6 +116,8 @@ class GroupAdvantage(TensorDictModuleBase):
                 "GroupAdvantage got mode='per_reward' and std='none', so that no reward would be "
                 "normalised. Choose std='group' or std='global'."
             )
+        for reward, weight in (rewards or {}).items():
+            settings.number(name, f"rewards[{reward!r}]", weight)
         self.std: Std = std
         self.mode: Mode = mode
         self.rewards = dict(rewards or {})

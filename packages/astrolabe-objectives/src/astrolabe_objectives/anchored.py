@@ -13,6 +13,7 @@ from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor
 
+from astrolabe_objectives import settings
 from astrolabe_objectives.batch import read_numbers
 from astrolabe_objectives.denoising import DenoisingLoss, Draw, Levels, Predictions
 from astrolabe_objectives.keys import ADVANTAGE, SELECTED
@@ -107,15 +108,11 @@ class AnchoredLoss(DenoisingLoss):
         draw: Draw = "list",
         seed: int = 0,
     ) -> None:
-        self._kl_coeff = kl_coeff
+        self._kl_coeff = 0.0  # checked below: keys depend on it
         super().__init__(network, snapshots, sigmas, levels=levels, draw=draw, seed=seed)
         self.kl_coeff = kl_coeff
-        for name, value, known in (
-            ("prediction", prediction, get_args(Prediction)),
-            ("reduction", reduction, get_args(Reduction)),
-        ):
-            if value not in known:
-                raise ValueError(f"{self._name} got {name}={value!r}. Choose from {known}.")
+        settings.choice(self._name, "prediction", prediction, get_args(Prediction))
+        settings.choice(self._name, "reduction", reduction, get_args(Reduction))
         self.prediction: Prediction = prediction
         self.reduction: Reduction = reduction
 
@@ -126,8 +123,7 @@ class AnchoredLoss(DenoisingLoss):
 
     @kl_coeff.setter
     def kl_coeff(self, value: float) -> None:
-        if not value >= 0:
-            raise ValueError(f"{self._name} got kl_coeff={value!r}. Give 0 or more.")
+        settings.number(self._name, "kl_coeff", value, least=0)
         self._kl_coeff = value
         self._set_in_keys()
 
@@ -135,10 +131,9 @@ class AnchoredLoss(DenoisingLoss):
         selected = self.tensor_keys.selected
         return [*super()._optional_keys(), *([] if selected in self.in_keys else [selected])]
 
-    def _check_above_zero(self, **settings: float) -> None:
-        for name, value in settings.items():
-            if not value > 0:
-                raise ValueError(f"{self._name} got {name}={value!r}. Give more than 0.")
+    def _check_above_zero(self, **values: float) -> None:
+        for name, value in values.items():
+            settings.number(self._name, name, value, above=0)
 
     def _own_keys(self) -> list[NestedKey]:
         marks = self.kl_coeff > 0 and REFERENCE in self.snapshots.names
@@ -191,6 +186,11 @@ class AnchoredLoss(DenoisingLoss):
         if key not in self.in_keys and batch.get(key, None) is None:
             advantage = self._advantage(batch)
             return advantage.new_zeros(advantage.shape, dtype=torch.bool)
+        if batch.get(key, None) is None:
+            raise KeyError(
+                f"{self._name} reads {key!r}, which this batch does not hold: where the policy is "
+                "held to the reference. Run RankDisagreement first, or set kl_coeff=0."
+            )
         return read_numbers(batch, key, self._name, kind="bool")
 
     def compare(self, noised: TensorDictBase, *, reference: bool = False) -> Comparison:

@@ -15,16 +15,22 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
+from astrolabe_objectives import settings
 from astrolabe_objectives.keys import DENOISED, LATENTS, NOISE_SEED, NOISY, SIGMA
+from astrolabe_objectives.live import nested
 from astrolabe_objectives.no_trace import no_trace
-from astrolabe_objectives.noise import Draw, Levels, NoiseSource
-from astrolabe_objectives.samples import as_samples, explain, marked, read_latents, read_seeds
+from astrolabe_objectives.noise import Draw, Levels, NoiseSource, as_level, told
+from astrolabe_objectives.samples import (
+    as_samples,
+    check_finite,
+    explain,
+    marked,
+    read_latents,
+    read_seeds,
+)
 from astrolabe_objectives.snapshots import OLD, REFERENCE, Snapshots
 
 __all__ = ["DenoisingLoss", "Draw", "Levels", "Predictions"]
-
-#: Rank of one video ``[f, C, h, w]``, whose every frame is told its level.
-VIDEO = 4
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class DenoisingLoss(LossModule):
         ValueError: If a level is outside (0, 1], there is none, or only one to draw between, if
             ``levels`` or ``draw`` is unknown, or ``snapshots`` has no copy ``"old"`` or is
             of another network.
-        TypeError: If ``snapshots`` is something else.
+        TypeError: If ``network``, ``snapshots`` or ``seed`` is something else.
     """
 
     @dataclass
@@ -136,16 +142,21 @@ class DenoisingLoss(LossModule):
                 f"the snapshots are {snapshots.names}, without the behaviour policy. "
                 'Make them with Snapshots(network, "old", "reference").'
             )
+        if not hasattr(network, "in_keys"):
+            raise TypeError(
+                f"{self._name} got a network of type {type(network).__name__}, which does not say "
+                "what it reads. Wrap it in a TensorDictModule."
+            )
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         if trained and not {*map(id, trained)} & {*map(id, snapshots.live().values())}:
             raise ValueError(
                 f"{self._name} got snapshots of {sorted(snapshots.live())}, none of which are "
                 "parameters of its network. Make them from the network that is trained."
             )
-        self._source = NoiseSource(sigmas, levels, draw, seed)
+        self._source = NoiseSource(self._name, sigmas, levels, draw, seed)
         self.network = network
         self.snapshots = snapshots
-        self.sigmas = tuple(sigmas)
+        self.sigmas = self._source.sigmas
         self.levels: Levels = levels
         self.draw: Draw = draw
         if not snapshots.sharded:
@@ -194,9 +205,18 @@ class DenoisingLoss(LossModule):
         """Copy ``"old"``, nested by name: its own memory, which target updaters write."""
         return nested(self.snapshots.values(OLD))
 
+    def set_keys(self, **keys: NestedKey | None) -> None:
+        """Rename entries, see `_AcceptedKeys`; None gives one its first name back.
+
+        Raises:
+            TypeError: If a key is neither text nor a tuple of texts.
+        """
+        settings.keys(self._name, **{name: key for name, key in keys.items() if key is not None})
+        super().set_keys(**keys)
+
     def seed(self, seed: int) -> None:
         """Restart the stream of levels and noise; the same on every device."""
-        self._source.generator.manual_seed(seed)
+        self._source.seed(seed)
 
     def get_extra_state(self) -> Tensor:
         """Return the state of the stream of levels and noise, for ``state_dict()``."""
@@ -204,6 +224,11 @@ class DenoisingLoss(LossModule):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take back what `get_extra_state` gave."""
+        if not isinstance(state, Tensor):
+            raise TypeError(
+                f"{self._name} was given the state of its stream as a {type(state).__name__}. "
+                "Give state_dict() of the same loss, whole."
+            )
         self._source.generator.set_state(state.cpu())
 
     def noise(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -232,7 +257,9 @@ class DenoisingLoss(LossModule):
         wanted = [*self.keyword_keys, *self._drawn_keys()]
         batch = as_samples(tensordict, size, wanted, self._name)
         read_latents(batch, self.tensor_keys.latents, self._name)
-        return marked(batch, self.loss_mask_key, self._name)
+        batch = marked(batch, self.loss_mask_key, self._name)
+        check_finite(batch, self.tensor_keys.latents, self._name)
+        return batch
 
     def _batch_size(self, tensordict: TensorDictBase) -> torch.Size:
         """Batch size of the data; a subclass that reads numbers of samples knows more."""
@@ -295,21 +322,21 @@ class DenoisingLoss(LossModule):
         )
 
     def _denoise(self, noised: TensorDictBase) -> Tensor:
-        # A shallow copy for each pass: none may see what another one wrote.
-        batch = noised.clone(recurse=False)
+        key, shape = self.tensor_keys.noisy, tuple(noised[self.tensor_keys.noisy].shape)
         try:
-            output = self.network(batch)
+            # A shallow copy for each pass: none may see what another one wrote.
+            output = self.network(noised.clone(recurse=False))
         except RuntimeError as error:
             if reason := explain(error, self.network, noised):
                 raise ValueError(f"{self._name}: {reason}") from error
+            error.add_note(f"{self._name} gave its network {key!r} of {shape}.")
             raise
         denoised: Tensor = output[self.tensor_keys.denoised]
-        if denoised.shape != noised[self.tensor_keys.noisy].shape:
+        if denoised.shape != shape:
             raise ValueError(
                 f"{self._name}: the network wrote {self.tensor_keys.denoised!r} of shape "
-                f"{tuple(denoised.shape)} for {self.tensor_keys.noisy!r} of shape "
-                f"{tuple(noised[self.tensor_keys.noisy].shape)}. It has to predict the clean "
-                "latents, which have the shape of the noisy ones."
+                f"{tuple(denoised.shape)} for {key!r} of shape {shape}. It has to predict the "
+                "clean latents, which have the shape of the noisy ones."
             )
         return denoised.float()
 
@@ -323,20 +350,3 @@ class DenoisingLoss(LossModule):
 
     def _forward_value_estimator_keys(self, **_: Any) -> None:  # TorchRL's hook in `set_keys`
         self._set_in_keys()
-
-
-def as_level(level: Tensor, like: Tensor) -> Tensor:
-    """A number for each sample, ``[M]``, as it is multiplied with ``[M, ...]``."""
-    return level.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def told(level: Tensor, event: Sequence[int]) -> Tensor:
-    """Levels ``[*B]`` as the network is told them: of every frame of a video, else of a sample."""
-    if len(event) != VIDEO:
-        return level.contiguous()
-    return level.unsqueeze(-1).repeat(*[1] * level.ndim, event[0])
-
-
-def nested(values: dict[str, Any]) -> TensorDict:  # tensors or parameters
-    """Tensors by name, as a TensorDict of TensorDicts."""
-    return TensorDict(values, []).unflatten_keys(".")

@@ -16,6 +16,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from astrolabe_objectives import settings
 from astrolabe_objectives.batch import countable, group_ids, read
 from astrolabe_objectives.gather import gather_rows
 from astrolabe_objectives.keys import GROUP, INDEX, SCORE, SELECTED, VALID
@@ -86,13 +87,17 @@ class RankDisagreement(TensorDictModuleBase):
         selected_key: NestedKey = SELECTED,
     ) -> None:
         super().__init__()
-        for name, value, known in (
-            ("mode", mode, get_args(Mode)),
-            ("rank_scope", rank_scope, get_args(RankScope)),
-            ("sign", sign, get_args(Sign)),
-        ):
-            if value not in known:
-                raise ValueError(f"RankDisagreement got {name}={value!r}. Choose from {known}.")
+        name = type(self).__name__
+        settings.choice(name, "mode", mode, get_args(Mode))
+        settings.choice(name, "rank_scope", rank_scope, get_args(RankScope))
+        settings.choice(name, "sign", sign, get_args(Sign))
+        settings.ranks(name, process_group)
+        settings.keys(name, score_key=score_key, selected_key=selected_key)
+        if isinstance(auxiliary, str):
+            raise TypeError(f"{name} got auxiliary={auxiliary!r}. Give a list of names.")
+        for reward in (primary, *(auxiliary or ())):
+            if not isinstance(reward, str):
+                raise TypeError(f"{name} got {reward!r} as the name of a reward. Give text.")
         self.primary = primary
         self.auxiliary = None if auxiliary is None else tuple(auxiliary)
         self.mode: Mode = mode

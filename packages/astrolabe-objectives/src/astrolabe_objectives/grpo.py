@@ -16,10 +16,10 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 
 from astrolabe_objectives.anchored import AnchoredLoss, Prediction, mean_square
-from astrolabe_objectives.denoising import Levels, as_level, told
+from astrolabe_objectives.denoising import Levels
 from astrolabe_objectives.keys import NEXT, NEXT_SIGMA, STEPS
 from astrolabe_objectives.kl import Reduction
-from astrolabe_objectives.noise import seeded
+from astrolabe_objectives.noise import as_level, seeded, told
 from astrolabe_objectives.samples import read_latents, read_seeds
 from astrolabe_objectives.snapshots import Snapshots
 
@@ -119,9 +119,9 @@ class CMGRPOLoss(AnchoredLoss):
             seed=seed,
         )
         self._check_above_zero(ratio_clip=ratio_clip, advantage_clip=advantage_clip)
-        if len(sigmas) < 2 or any(later >= sigma for sigma, later in pairwise(sigmas)):
+        if len(self.sigmas) < 2 or any(later >= sigma for sigma, later in pairwise(self.sigmas)):
             raise ValueError(
-                f"CMGRPOLoss got sigmas={tuple(sigmas)!r}. Give two or more falling levels, those "
+                f"CMGRPOLoss got sigmas={self.sigmas!r}. Give two or more falling levels, those "
                 "of the sampler: a step goes from one to the next."
             )
         self.ratio_clip = ratio_clip

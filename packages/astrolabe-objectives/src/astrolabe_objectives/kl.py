@@ -3,6 +3,7 @@
 from typing import Literal
 
 from torch import Tensor, compiler, where
+from torch import bool as bool_
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -22,6 +23,9 @@ def selective_kl(
         selected: bool ``[M]``.
         reduction: ``"mean"`` over the selected samples, their ``"sum"``, or ``"none"``.
 
+    Raises:
+        TypeError: If ``selected`` is not of bools.
+
     Returns:
         A scalar; 0 without a gradient when nothing is selected. With ``"none"`` ``[M]``, 0 where
         not selected.
@@ -34,6 +38,11 @@ def selective_kl(
         >>> selective_kl(policy, reference, torch.tensor([False, False]))
         tensor(0.)
     """
+    if selected.dtype != bool_:
+        raise TypeError(
+            f"selective_kl got selected of {str(selected.dtype).removeprefix('torch.')}. "
+            "Give bool [M]."
+        )
     if reduction == "mean" and not compiler.is_compiling():
         if not selected.any():
             return policy.new_zeros(())

@@ -2,8 +2,10 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -131,3 +133,8 @@ def master(parameter: Tensor) -> Tensor:
 def master_dtype(parameter: Tensor) -> torch.dtype:
     """The precision in which copies of a parameter are kept."""
     return torch.promote_types(parameter.dtype, torch.float32)
+
+
+def nested(values: dict[str, Any]) -> TensorDict:  # tensors or parameters
+    """Tensors by name, as a TensorDict of TensorDicts."""
+    return TensorDict(values, []).unflatten_keys(".")

@@ -12,6 +12,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 
+from astrolabe_objectives import settings
 from astrolabe_objectives.anchored import AnchoredLoss, Prediction, mean_square
 from astrolabe_objectives.denoising import Draw, Levels
 from astrolabe_objectives.kl import Reduction
@@ -105,6 +106,7 @@ class NFTLoss(AnchoredLoss):
             seed=seed,
         )
         self._check_above_zero(beta=beta, advantage_clip=advantage_clip)
+        settings.switch(self._name, "adaptive", adaptive)
         self.beta = beta
         self.advantage_clip = advantage_clip
         self.adaptive = adaptive

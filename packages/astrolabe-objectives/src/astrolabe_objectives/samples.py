@@ -127,6 +127,25 @@ def read_latents(batch: TensorDictBase, key: NestedKey, reader: str) -> Tensor:
     return latents
 
 
+def check_finite(batch: TensorDictBase, key: NestedKey, reader: str) -> None:
+    """Refuse a batch with samples ``[M]`` whose latents hold NaN or an infinity.
+
+    An advantage of 0 does not help them: 0 times NaN is NaN.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    latents = batch[key]
+    if latents.is_meta or bool(latents.isfinite().all()):
+        return
+    bad = ~latents.flatten(1).isfinite().all(dim=1)
+    raise ValueError(
+        f"{reader} reads {key!r}, which is not finite in {int(bad.sum())} of {len(bad)} samples, "
+        f"first in number {int(bad.nonzero()[0])}. Leave out what the model failed to sample; its "
+        "weights may be damaged."
+    )
+
+
 def read_seeds(batch: TensorDictBase, key: NestedKey, reader: str) -> Tensor | None:
     """Seed of each M of ``[M, *S]``, that of the first along S; None without the entry.
 

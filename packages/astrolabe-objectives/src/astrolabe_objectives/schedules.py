@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from astrolabe_objectives import settings
+
 
 @runtime_checkable
 class StatefulRule(Protocol):
@@ -29,6 +31,7 @@ class OldDecay:
     With ``every = k`` this happens after each k-th step only, and γ is 1 after the others.
 
     Raises:
+        TypeError: If a setting is no number, or ``delay`` or ``every`` no whole one.
         ValueError: If a setting is negative or lets γ leave [0, 1], or ``every`` is below 1.
 
     Example:
@@ -53,13 +56,10 @@ class OldDecay:
 
     def __post_init__(self) -> None:
         for name in ("start", "cap"):
-            if not 0.0 <= (value := getattr(self, name)) <= 1.0:
-                raise ValueError(f"OldDecay.{name} is {value!r}. Give a share between 0 and 1.")
-        for name in ("slope", "delay"):
-            if (value := getattr(self, name)) < 0:
-                raise ValueError(f"OldDecay.{name} is {value!r}. Give 0 or more.")
-        if self.every < 1:
-            raise ValueError(f"OldDecay.every is {self.every!r}. Give 1 or more.")
+            settings.number("OldDecay", name, getattr(self, name), least=0, most=1)
+        settings.number("OldDecay", "slope", self.slope, least=0)
+        settings.whole("OldDecay", "delay", self.delay, least=0)
+        settings.whole("OldDecay", "every", self.every, least=1)
 
     def __call__(self, step: int) -> float:
         """Return γ after training step ``step``, counted as the public code does, from 0."""
@@ -82,6 +82,7 @@ class ReferenceReset:
     """When ``reference ← policy``: the policy is far from it, or it is old (Astrolabe 3.4).
 
     Raises:
+        TypeError: If ``max_kl`` is no number, or ``max_epochs`` no whole one.
         ValueError: If ``max_kl`` is not positive or ``max_epochs`` is below 1.
 
     Example:
@@ -95,14 +96,10 @@ class ReferenceReset:
     """Epochs after which the reference is renewed; None: never for age."""
 
     def __post_init__(self) -> None:
-        if self.max_kl is not None and not self.max_kl > 0:
-            raise ValueError(
-                f"ReferenceReset.max_kl is {self.max_kl!r}. Give more than 0, or None."
-            )
-        if self.max_epochs is not None and self.max_epochs < 1:
-            raise ValueError(
-                f"ReferenceReset.max_epochs is {self.max_epochs!r}. Give 1 or more, or None."
-            )
+        if self.max_kl is not None:
+            settings.number("ReferenceReset", "max_kl", self.max_kl, above=0)
+        if self.max_epochs is not None:
+            settings.whole("ReferenceReset", "max_epochs", self.max_epochs, least=1)
 
     def __call__(self, kl: float, epochs: int) -> bool:
         """Say whether to renew the reference.
@@ -135,6 +132,7 @@ class AdaptiveReferenceReset:
     renewal cuts the threshold to 0.05 instead of raising it; ``highest=0.05`` repeats that.
 
     Raises:
+        TypeError: If a setting is no number, or a number of epochs no whole one.
         ValueError: If a threshold or ``step`` is not positive, or a number of epochs is below 1.
 
     Example:
@@ -158,11 +156,9 @@ class AdaptiveReferenceReset:
 
     def __post_init__(self) -> None:
         for name in ("max_kl", "step", "lowest", "highest"):
-            if not (value := getattr(self, name)) > 0:
-                raise ValueError(f"AdaptiveReferenceReset.{name} is {value!r}. Give more than 0.")
+            settings.number("AdaptiveReferenceReset", name, getattr(self, name), above=0)
         for name in ("max_epochs", "fast_epochs"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"AdaptiveReferenceReset.{name} is {value!r}. Give 1 or more.")
+            settings.whole("AdaptiveReferenceReset", name, getattr(self, name), least=1)
 
     def __call__(self, kl: float, epochs: int) -> bool:
         """Say whether to renew the reference, and move the threshold if so.

@@ -19,6 +19,7 @@ import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
+from astrolabe_objectives import settings
 from astrolabe_objectives.bound import Bound
 from astrolabe_objectives.errors import SnapshotError
 from astrolabe_objectives.live import LiveParameters, master, master_dtype
@@ -61,7 +62,7 @@ class Snapshots(nn.Module):
     Raises:
         ValueError: If nothing is trainable, no name, a name with a dot or one name twice is given,
             or sharded parameters are given without their network.
-        TypeError: If a name is no text.
+        TypeError: If a name is no text, or a rule cannot be called.
 
     Example:
         >>> network = nn.Linear(2, 2)
@@ -96,6 +97,7 @@ class Snapshots(nn.Module):
             raise ValueError('Snapshots got no names. Name the copies, such as "old", "reference".')
         if len(set(names)) < len(names):
             raise ValueError(f"Snapshots got the names {names}, one of them twice. Name each once.")
+        settings.rules("Snapshots", old_decay=old_decay, reference_reset=reference_reset)
         live = self._live.now()
         self._copies = {name: {key: master(live[key]) for key in live} for name in names}
         self._old_decay = old_decay
@@ -165,10 +167,10 @@ class Snapshots(nn.Module):
             decay: ``γ`` in [0, 1]; 0 sets the copy to the live values exactly, 1 leaves it.
 
         Raises:
-            ValueError: If ``decay`` is outside [0, 1].
+            TypeError: If ``decay`` is no number.
+            ValueError: If it is outside [0, 1].
         """
-        if not 0.0 <= decay <= 1.0:
-            raise ValueError(f"decay of snapshot {name!r} is {decay!r}. Give a share from 0 to 1.")
+        settings.number(f"snapshot {name!r}", "decay", decay, least=0, most=1)
         copy = self._copy(name)
         self._refuse_while_in_use(f"update {name!r}")
         if decay == 1.0:  # not even what is not a number in the live values
@@ -221,6 +223,7 @@ class Snapshots(nn.Module):
             Metrics: ``snapshot/old_decay``, ``snapshot/reference_reset`` (0 or 1) and
             ``snapshot/reference_epochs`` since the last reset.
         """
+        settings.whole("Snapshots.advance", "step", step, least=0)
         metrics: dict[str, float] = {}
         if REFERENCE in self._copies and kl is not None:
             reset = self._reference_reset(kl, self._epochs + 1)
