@@ -20,14 +20,7 @@ from astrolabe_objectives.keys import DENOISED, LATENTS, NOISE_SEED, NOISY, SIGM
 from astrolabe_objectives.live import nested
 from astrolabe_objectives.no_trace import no_trace
 from astrolabe_objectives.noise import Draw, Levels, NoiseSource, as_level, told
-from astrolabe_objectives.samples import (
-    as_samples,
-    check_finite,
-    explain,
-    marked,
-    read_latents,
-    read_seeds,
-)
+from astrolabe_objectives.samples import as_samples, explain, marked, read_latents, read_seeds
 from astrolabe_objectives.snapshots import OLD, REFERENCE, Snapshots
 
 __all__ = ["DenoisingLoss", "Draw", "Levels", "Predictions"]
@@ -256,9 +249,8 @@ class DenoisingLoss(LossModule):
         size = self._batch_size(tensordict)
         wanted = [*self.keyword_keys, *self._drawn_keys()]
         batch = as_samples(tensordict, size, wanted, self._name)
-        read_latents(batch, self.tensor_keys.latents, self._name)
         batch = marked(batch, self.loss_mask_key, self._name)
-        check_finite(batch, self.tensor_keys.latents, self._name)
+        read_latents(batch, self.tensor_keys.latents, self._name, finite=True)
         return batch
 
     def _batch_size(self, tensordict: TensorDictBase) -> torch.Size:

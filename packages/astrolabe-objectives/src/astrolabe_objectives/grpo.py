@@ -150,7 +150,7 @@ class CMGRPOLoss(AnchoredLoss):
 
     def _noise(self, batch: TensorDictBase) -> TensorDictBase:
         """Choose steps of clips ``[M]``; nothing is noised, the sampler did."""
-        steps = read_latents(batch, self.tensor_keys.steps, self._name)
+        steps = read_latents(batch, self.tensor_keys.steps, self._name, finite=True)
         event = batch[self.tensor_keys.latents].shape[1:]
         count = len(self.sigmas)
         if steps.shape[1:] != (count, *event):

@@ -102,13 +102,22 @@ def marked(batch: TensorDictBase, mask_key: Any, reader: str) -> TensorDictBase:
     return batch
 
 
-def read_latents(batch: TensorDictBase, key: NestedKey, reader: str) -> Tensor:
+def read_latents(
+    batch: TensorDictBase, key: NestedKey, reader: str, *, finite: bool = False
+) -> Tensor:
     """Return the clean latents of a flat batch, ``[*batch_size, *event]``.
+
+    Args:
+        batch: ``[M]``, or ``[M, *S]``.
+        key: Where they are.
+        reader: Who reads them, for messages.
+        finite: Whether to refuse NaN and infinities. An advantage of 0 does not help: 0 times NaN
+            is NaN.
 
     Raises:
         KeyError: If the batch does not hold them.
         TypeError: If they are no floating numbers.
-        ValueError: If a sample has no dimension of its own.
+        ValueError: If a sample has no dimension of its own, or holds what is refused.
     """
     latents = read(batch, key, reader)
     if not isinstance(latents, Tensor) or not latents.is_floating_point():
@@ -124,26 +133,14 @@ def read_latents(batch: TensorDictBase, key: NestedKey, reader: str) -> Tensor:
             "which is [M] without anything of a sample. Give it as [*B, *event], a batch of "
             "numbers as [*B, 1]."
         )
+    if finite and not latents.is_meta and not bool(latents.isfinite().all()):
+        bad = ~latents.flatten(1).isfinite().all(dim=1)
+        raise ValueError(
+            f"{reader} reads {key!r}, which is not finite in {int(bad.sum())} of {len(bad)} "
+            f"samples, first in number {int(bad.nonzero()[0])}. Leave out what the model failed to "
+            "sample; its weights may be damaged."
+        )
     return latents
-
-
-def check_finite(batch: TensorDictBase, key: NestedKey, reader: str) -> None:
-    """Refuse a batch with samples ``[M]`` whose latents hold NaN or an infinity.
-
-    An advantage of 0 does not help them: 0 times NaN is NaN.
-
-    Raises:
-        ValueError: If there is one.
-    """
-    latents = batch[key]
-    if latents.is_meta or bool(latents.isfinite().all()):
-        return
-    bad = ~latents.flatten(1).isfinite().all(dim=1)
-    raise ValueError(
-        f"{reader} reads {key!r}, which is not finite in {int(bad.sum())} of {len(bad)} samples, "
-        f"first in number {int(bad.nonzero()[0])}. Leave out what the model failed to sample; its "
-        "weights may be damaged."
-    )
 
 
 def read_seeds(batch: TensorDictBase, key: NestedKey, reader: str) -> Tensor | None:
