@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from astrolabe.cli import main
+from astrolabe.errors import ConfigError
 from astrolabe.generate import _chunks
 from astrolabe.generation import read_scripts
-from astrolabe.jobs import Job, Part, batches
+from astrolabe.jobs import Job, Manifest, Part, batches
 from astrolabe_eval import read_mp4, write_mp4
 from astrolabe_rollout.chunks import ChunkStream
 from astrolabe_rollout.tiny import build_tiny
@@ -173,3 +174,46 @@ def test_switches_need_interactive_scripts(tmp_path):
 def test_many_seeds_of_a_prompt_have_names_of_their_own(folder, random_model):
     assert run("generate", "a", "--frames", "9", "--num-seeds", "2", *random_model) == 0
     assert files(folder / "videos")[:2] == ["000-a-s0.mp4", "000-a-s1.mp4"]
+
+
+JOBS = [Job(f"{number:03d}-a", (Part("a", 1, False),), number) for number in range(3)]
+
+
+def made(folder):
+    """A folder in which all of `JOBS` are made; return its manifest."""
+    manifest = Manifest(folder, {})
+    for job in JOBS:
+        (folder / f"{job.name}.mp4").touch()
+        manifest.add(job, {})
+    return manifest.path
+
+
+def test_a_video_after_a_line_that_a_kill_cut_off_is_known(folder):
+    path = made(folder)
+    path.write_bytes(path.read_bytes()[:-9])
+    assert Manifest(folder, {}).missing(JOBS[:2], overwrite=False) == []
+    Manifest(folder, {}).add(JOBS[2], {})
+    again = Manifest(folder, {})
+    assert again.missing(JOBS, overwrite=False) == []
+    assert [text.split(" (")[0] for text in again.damaged] == [f"line 3 of {path} is damaged"]
+
+
+@pytest.mark.parametrize("bad", [b'\xff"file": 1}\n', b"[]\n", b'{"file": "001-a.mp4"}\n', b"\0\n"])
+def test_a_damaged_line_of_the_manifest_is_named_where_it_is_in_the_way(folder, bad):
+    path = made(folder)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + bad + lines[2])
+    manifest = Manifest(folder, {})
+    assert manifest.missing([JOBS[0], JOBS[2]], overwrite=False) == []
+    told = r"001-a\.mp4' exists and nothing is known of it: line 2 of .*manifest\.jsonl is damaged"
+    with pytest.raises(ConfigError, match=told):
+        manifest.missing(JOBS, overwrite=False)
+
+
+@pytest.mark.parametrize("change", [("\n", "\r\n"), ("\n", "\n\n")])
+def test_a_manifest_that_went_through_an_editor_is_read(folder, change):
+    path = made(folder)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_text().replace(*change).encode())
+    again = Manifest(folder, {})
+    assert again.missing(JOBS, overwrite=False) == []
+    assert again.damaged == []

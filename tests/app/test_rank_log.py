@@ -160,3 +160,14 @@ def test_the_tail_of_a_log_is_read_as_text(tmp_path):
     ]
     assert cut == '{"cut'
     assert len(read_tail(path_of(tmp_path, 0), 100, most=300)) < 4
+
+
+def test_a_line_after_one_that_a_kill_cut_off_is_a_line_of_its_own(tmp_path):
+    path = path_of(tmp_path, 0)
+    path.parent.mkdir()
+    path.write_bytes(b'{"time": "20')
+    with log_to(tmp_path, ALONE):
+        OURS.info("here again")
+    cut, whole = path.read_bytes().splitlines()
+    assert cut == b'{"time": "20'
+    assert json.loads(whole)["message"] == "here again"

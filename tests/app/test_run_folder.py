@@ -1,5 +1,4 @@
 import errno
-import json
 
 import pytest
 
@@ -50,24 +49,6 @@ def test_a_disk_that_cannot_hold_the_run_is_refused(folder):
     with pytest.raises(OSError, match="MiB are free and this run needs") as caught:
         folder.check_space(2**60)
     assert caught.value.errno == errno.ENOSPC
-
-
-def test_metrics_after_the_checkpoint_are_dropped(folder):
-    lines = [json.dumps({"step": step, "reward/total": step / 3}) + "\n" for step in (1, 2, 3, 4)]
-    folder.metrics.write_text("".join(lines) + '{"step": 5, "rew')
-    folder.trim_metrics(2)
-    assert folder.metrics.read_text() == "".join(lines[:2])
-
-
-def test_a_line_cut_off_in_the_middle_ends_the_metrics(folder):
-    folder.metrics.write_text('{"step": 1}\n{"st')
-    folder.trim_metrics(9)
-    assert folder.metrics.read_text() == '{"step": 1}\n'
-
-
-def test_a_run_that_kept_no_metrics_has_nothing_to_trim(folder):
-    folder.trim_metrics(3)
-    assert not folder.metrics.exists()
 
 
 def test_what_a_run_left_that_was_killed_before_it_began_is_no_obstacle(tmp_path):

@@ -150,3 +150,23 @@ def test_every_tracker_gets_the_numbers_and_goes_on_with_its_run(tmp_path):
     assert report["mlflow"] == [[first["mlflow"], 1, 0.5], [first["mlflow"], 2, 1.0]]
     assert report["wandb_ids"] == [f"run-{first['wandb']}"] * 2
     assert report["trackio"] == "run"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"wandb": 3}'])
+def test_damaged_runs_of_trackers_are_kept_and_said(tmp_path, caplog, content):
+    (tmp_path / "trackers.json.damaged-1").write_text("an earlier one")
+    (tmp_path / "trackers.json").write_bytes(content)
+    assert known_runs(tmp_path) == {}
+    assert (tmp_path / "trackers.json.damaged-2").read_bytes() == content
+    assert (tmp_path / "trackers.json.damaged-1").read_text() == "an earlier one"
+    assert "trackers.json is damaged: it does not name a run for each tracker" in caplog.text
+    caplog.clear()
+    assert known_runs(tmp_path) == {}
+    assert caplog.text == ""
+
+
+def test_runs_of_trackers_that_cannot_be_read_are_no_damage(tmp_path):
+    (tmp_path / "trackers.json").mkdir()
+    with pytest.raises(IsADirectoryError):
+        known_runs(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["trackers.json"]

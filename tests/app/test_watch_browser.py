@@ -9,6 +9,7 @@ import pytest
 import uvicorn
 
 from astrolabe.load import load
+from astrolabe.metrics_file import go_on_after
 from astrolabe.run_folder import RunFolder
 from astrolabe.tracking import Tracker
 from astrolabe.watch_app import make_app
@@ -131,7 +132,7 @@ def test_curves_grow_while_the_run_does_and_a_resumed_run_starts_anew(show, tmp_
     page.wait_for_selector(f"{TOTAL}:has-text('step 9: 9')")
     assert points(page) == 9
     page.wait_for_selector("#notice:has-text('1 damaged')")
-    folder.trim_metrics(2)
+    go_on_after(folder.metrics, 2)
     log(folder, 3, 11, offset=0.5)
     page.wait_for_selector(f"{TOTAL}:has-text('step 11: 11.5')")
     assert points(page) == 11

@@ -4,6 +4,7 @@ import math
 import pytest
 
 from astrolabe import watch_metrics
+from astrolabe.metrics_file import go_on_after
 from astrolabe.run_folder import RunFolder
 from astrolabe.tracking import Tracker
 from astrolabe.watch_metrics import last_entry, read_piece
@@ -47,7 +48,7 @@ def test_a_torn_last_line_waits_until_it_is_whole(folder):
 @pytest.mark.parametrize("last", [1, 2, 3, 9])
 def test_a_resumed_run_is_read_anew_however_far_it_has_grown_again(folder, last):
     before = read_piece(folder.metrics)
-    folder.trim_metrics(1)
+    go_on_after(folder.metrics, 1)
     log(folder, 2, last, offset=0.5)
     after = read_piece(folder.metrics, before["offset"], before["mark"])
     assert after["reset"]
@@ -76,7 +77,7 @@ def test_damaged_lines_are_counted_and_left_out(folder, line):
 def test_what_is_no_finite_number_becomes_null(tmp_path):
     path = tmp_path / "metrics.jsonl"
     values = ["NaN", "Infinity", "-Infinity", "null", "true", '"1"', "[1]", "1e999", "9" * 400]
-    path.write_text("".join(f'{{"step": {n}, "a": {v}}}\n' for n, v in enumerate(values)))
+    path.write_text("".join(f'{{"step": {n}, "a": {v}}}\n' for n, v in enumerate(values, 1)))
     piece = read_piece(path)
     assert piece["values"]["a"] == [None] * len(values)
     json.dumps(piece, allow_nan=False)

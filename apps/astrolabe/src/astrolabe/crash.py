@@ -17,6 +17,7 @@ from typing import Any
 
 from astrolabe.config import Run
 from astrolabe.masking import known_secrets, mask, mask_settings
+from astrolabe.metrics_file import in_words, read_metrics
 from astrolabe.rank_log import path_of, read_tail
 from astrolabe.run_folder import RunFolder
 from astrolabe.stacks import NAME, place_for, stacks
@@ -80,6 +81,9 @@ def _contents(
     """The files of a report, by what makes their text, the most telling first."""
     settings = asdict(run)
     known = known_secrets(settings, os.environ)
+    metrics = {"metrics-tail.jsonl": lambda: _metrics_tail(folder, known)}
+    if not folder.metrics.exists():
+        metrics.clear()
     logs = {
         f"log-tail-rank-{rank}.txt": partial(_log_tail, path, known)
         for rank in range(world.size)
@@ -90,7 +94,7 @@ def _contents(
         "README.txt": lambda: README.format(lines=LINES, steps=STEPS),
         "config.json": lambda: json.dumps(mask_settings(settings, known), indent=2) + "\n",
         "versions.json": lambda: json.dumps(_versions(world, known), indent=2) + "\n",
-        "metrics-tail.jsonl": lambda: _metrics_tail(folder, known),
+        **metrics,
         **logs,
     }
 
@@ -111,8 +115,10 @@ def _versions(world: World, known: list[str]) -> dict[str, Any]:  # Any: as `mac
 
 
 def _metrics_tail(folder: RunFolder, known: list[str]) -> str:
-    rows = map(json.loads, folder.metrics.read_text("utf-8").splitlines()[-STEPS:])
-    return "".join(f"{json.dumps(mask_settings(row, known))}\n" for row in rows)
+    good, damaged = read_metrics(folder.metrics)
+    rows = [line.entry for line in good[-STEPS:]]
+    lost = [{"damaged": in_words(damaged)}] if damaged else []
+    return "".join(f"{json.dumps(mask_settings(row, known))}\n" for row in [*lost, *rows])
 
 
 def _log_tail(path: Path, known: list[str]) -> str:

@@ -85,7 +85,8 @@ def evaluate(
         OSError: If the report cannot be written.
     """
     suite, names = make_suite(run)
-    checkpoints = folder.find(steps)  # a damaged one is refused before minutes are spent
+    # What cannot be read is refused before minutes are spent.
+    checkpoints, curves = folder.find(steps), read_curves(folder)
     model = build_model(run.model)
     num_frames = evaluation_frames(run, model)
     check_frames(model, num_frames, "evaluation.num_frames")
@@ -117,7 +118,6 @@ def evaluate(
         return None
     found = {name: _marked(result, run) for name, result in results.items() if result is not None}
     before, *after = found.values()
-    curves = read_curves(folder)
     comparison = write_report(
         out or folder.path,
         before,

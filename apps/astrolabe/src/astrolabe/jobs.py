@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from astrolabe.errors import ConfigError
+from astrolabe.line_files import ends_within_a_line, read_lines
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.scenes import Scene
 
@@ -113,7 +114,7 @@ def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
 class Manifest:
     """What a folder of videos holds: one line of JSON a video, written when its file is complete.
 
-    Every process writes a file of its own and reads those of all.
+    Every process writes a file of its own and reads those of all. Nothing is ever taken out.
 
     Args:
         folder: Where the videos are.
@@ -125,11 +126,15 @@ class Manifest:
         self.folder, self.common = folder, common
         self.path = folder / ("manifest.jsonl" if rank == 0 else f"manifest-{rank}.jsonl")
         self.known: dict[str, Settings] = {}
+        self.damaged: list[str] = []
         for path in sorted(folder.glob("manifest*.jsonl")):
-            for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-                entry = _entry(line)
-                if entry is not None:
+            for line in read_lines(path.read_bytes()):
+                entry = line.entry or {}
+                if isinstance(entry.get("file"), str) and "settings" in entry:
                     self.known[entry["file"]] = entry["settings"]
+                else:
+                    problem = line.problem or "it has no file or no settings"
+                    self.damaged.append(f"line {line.number} of {path} is damaged ({problem})")
 
     def settings(self, job: Job) -> Settings:
         """Return all that decides what a video looks like."""
@@ -150,8 +155,11 @@ class Manifest:
             file = f"{job.name}.mp4"
             there = (self.folder / file).exists()
             if there and self.known.get(file) != self.settings(job):
+                why = "was made with other settings"
+                if file not in self.known and self.damaged:
+                    why = f"nothing is known of it: {self.damaged[0]}"
                 raise ConfigError(
-                    f"{str(self.folder / file)!r} exists and was made with other settings. "
+                    f"{str(self.folder / file)!r} exists and {why}. "
                     "Choose another --out, or replace it with --overwrite."
                 )
             if not there:
@@ -161,8 +169,10 @@ class Manifest:
     def add(self, job: Job, figures: Settings) -> None:
         """Note a finished video."""
         entry = {"file": f"{job.name}.mp4", "settings": self.settings(job), "figures": figures}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+        with self.path.open("a+b") as file:
+            # After what a process that was killed left, or both would be lost.
+            file.write(b"\n" + line if ends_within_a_line(file.fileno()) else line)
             file.flush()
             os.fsync(file.fileno())
 
@@ -171,16 +181,6 @@ def digest(path: Path) -> str:
     """Return a short digest of a file, to know it again."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def _entry(line: str) -> Settings | None:
-    """A line of a manifest; None for one that a killed process left unfinished."""
-    try:
-        entry: Settings = json.loads(line)
-        _ = entry["file"], entry["settings"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return entry
 
 
 def _slug(prompt: str) -> str:

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from astrolabe.clock import Watcher
+from astrolabe.line_files import ends_within_a_line
 from astrolabe.versions import PACKAGES
 from astrolabe.world import World
 
@@ -114,10 +115,10 @@ class RankLog(logging.Handler):
             self._path.replace(older(self._path))
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             self._size = os.fstat(self._file).st_size
-        if self._failed:
-            line = b"\n" + line  # after what may be a part of one
+        if ends_within_a_line(self._file):  # of a process that was killed, or on a full disk
+            line = b"\n" + line
         written = os.write(self._file, line)
         self._size += written
         if written < len(line):

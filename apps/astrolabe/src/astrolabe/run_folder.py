@@ -2,6 +2,7 @@
 
 config.json                 every setting
 metrics.jsonl               one line per step
+metrics.jsonl.damaged-1     as it was before damaged lines were left out
 trackers.json               the runs of W&B and MLflow that it is, to go on with
 logs/                       of processes, and of trackers that write files
 samples/step-000010/*.mp4   videos of that step: best and worst of some groups
@@ -17,7 +18,6 @@ What is under ``checkpoints/step-*`` is whole, or it is refused (`astrolabe.chec
 """
 
 import errno
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -169,21 +169,6 @@ class RunFolder:
             number += 1
             place = checkpoint.with_name(f"damaged-{checkpoint.name}-{number}")
         return checkpoint.rename(place)
-
-    def trim_metrics(self, step: int) -> None:
-        """Drop the lines of steps after ``step`` and a last line that was cut off."""
-        if not self.metrics.exists():
-            return
-        kept = []
-        for line in self.metrics.read_bytes().splitlines(keepends=True):
-            try:
-                number = json.loads(line)["step"]
-            except (ValueError, KeyError, TypeError):
-                break  # cut off in the middle by a crash: nothing after it counts
-            if not line.endswith(b"\n") or number > step:
-                break
-            kept.append(line)
-        write_atomic(self.metrics, b"".join(kept))
 
     def _something_inside(self) -> bool:
         # Not what a run leaves that was killed before it began: its lock, unfinished files, logs.

@@ -23,6 +23,7 @@ from astrolabe.config import Run
 from astrolabe.evaluate import evaluate
 from astrolabe.explain import explain
 from astrolabe.guard import StepGuard
+from astrolabe.metrics_file import check_metrics, go_on_after
 from astrolabe.rank_log import RankLog, log_to
 from astrolabe.recipe_changes import check_changes
 from astrolabe.rollout_rank import sample_only
@@ -129,13 +130,14 @@ def _resume(folder: RunFolder, world: World, begun: Run, wanted: Run | None, for
     check_changes(begun, run, force=force)
 
     def begin(view: View) -> tuple[Parts, int]:
+        world.lead(lambda: check_metrics(folder.metrics))  # before minutes are spent
         parts = _compose(run, world, folder)
         first, told = checkpoint.restore(folder, parts)
         _say(view, [*told, f"Going on after step {first}."])
 
         def tidy() -> None:
             folder.begin(run)
-            folder.trim_metrics(first)
+            _say(view, go_on_after(folder.metrics, first))
 
         world.lead(tidy)
         return parts, first

@@ -6,6 +6,7 @@ They are TorchRL's loggers. Light on purpose: these are imported when one is ope
 import configparser
 import inspect
 import json
+import logging
 import netrc
 import os
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from astrolabe.errors import ConfigError
+from astrolabe.line_files import set_aside
 
 if TYPE_CHECKING:
     from torchrl.record.loggers import Logger
@@ -32,8 +34,12 @@ LOGGERS: Final = {
     "trackio": "TrackioLogger",
 }
 RUNS: Final = "trackers.json"
+#: Trackers that go on with a run of theirs.
+RESUMED: Final = ("wandb", "mlflow")
 _OFFLINE: Final = ("offline", "dryrun", "disabled")
 _WANDB: Final = "https://api.wandb.ai"
+
+log = logging.getLogger(__name__)
 
 
 def tracker_lacks(name: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -73,12 +79,33 @@ def mlflow_store(options: Mapping[str, Any], folder: Path) -> str:
 
 
 def known_runs(folder: Path) -> dict[str, str]:
-    """Return the runs that the trackers of a run folder went on with, by tracker."""
+    """Return the runs that the trackers of a run folder went on with, by tracker.
+
+    A damaged file is kept under another name, with a warning, and trackers begin new runs.
+
+    Raises:
+        OSError: If the file is there and cannot be read.
+    """
+    path = folder / RUNS
     try:
-        found = json.loads((folder / RUNS).read_text("utf-8"))
-    except (OSError, ValueError):
+        data = path.read_bytes()
+    except FileNotFoundError:
         return {}
-    return {str(name): str(run) for name, run in found.items()} if isinstance(found, dict) else {}
+    try:
+        found = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, dict) and all(isinstance(run, str) for run in found.values()):
+        return found
+    place = set_aside(path)
+    path.unlink()
+    log.warning(
+        "%s is damaged: it does not name a run for each tracker. It is kept as %s, and trackers "
+        "begin new runs.",
+        path,
+        place.name,
+    )
+    return {}
 
 
 def open_tracker(name: str, options: Mapping[str, Any], folder: Path) -> "Logger":
@@ -94,7 +121,7 @@ def open_tracker(name: str, options: Mapping[str, Any], folder: Path) -> "Logger
         ConfigError: If an option is unknown.
         Exception: What the tracker's own library raises.
     """
-    runs, logs = known_runs(folder), str(folder / "logs")
+    runs, logs = known_runs(folder) if name in RESUMED else {}, str(folder / "logs")
     defaults: dict[str, dict[str, Any]] = {
         "csv": {"log_dir": logs},
         "tensorboard": {"log_dir": logs},

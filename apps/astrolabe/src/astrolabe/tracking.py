@@ -11,8 +11,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from astrolabe.errors import ConfigError
+from astrolabe.metrics_file import in_words, read_metrics
 from astrolabe.run_folder import RunFolder
 from astrolabe.trackers import close_tracker, open_tracker
+from astrolabe.watch_metrics import number
 
 if TYPE_CHECKING:
     from torchrl.record.loggers import Logger
@@ -104,14 +106,21 @@ class Tracker:
 
 
 def read_curves(folder: RunFolder) -> dict[str, tuple[list[int], list[float]]]:
-    """Read the curves of a run: metric to steps and values, NaN where there was no number."""
+    """Read the curves of a run: metric to steps and values, NaN where there was no number.
+
+    Damaged lines are left out, with a warning.
+
+    Raises:
+        OSError: If the metrics are there and cannot be read.
+    """
     curves: dict[str, tuple[list[int], list[float]]] = {}
-    if not folder.metrics.exists():
-        return curves
-    for line in folder.metrics.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
+    good, damaged = read_metrics(folder.metrics)
+    if damaged:
+        log.warning("%s: %s; the curves lack that.", folder.metrics, in_words(damaged))
+    for entry in (line.entry or {} for line in good):
         step = entry.pop("step")
-        for name, value in entry.items():
+        for name, found in entry.items():
+            value = number(found)
             steps, values = curves.setdefault(name, ([], []))
             steps.append(step)
             values.append(math.nan if value is None else value)

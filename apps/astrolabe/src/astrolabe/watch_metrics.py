@@ -6,10 +6,12 @@ keeps no state here; it brings back how far it was and a digest of what lay ther
 """
 
 import hashlib
-import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
+
+from astrolabe.line_files import read_lines
 
 CHUNK = 4 * 2**20
 """Bytes that are read at a time."""
@@ -84,13 +86,17 @@ def parse(line: bytes) -> dict[str, float | None] | None:
     >>> parse(b'{"step": 3, "reward/total": 0.5, "loss/kl": NaN}')
     {'step': 3, 'reward/total': 0.5, 'loss/kl': None}
     """
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(entry, dict) or type(entry.get("step")) is not int:
+    found = read_lines(line + b"\n")
+    entry = found[0].entry if found else None
+    if entry is None or step_problem(entry):
         return None
     return {name: number(value) for name, value in entry.items()}
+
+
+def step_problem(entry: Mapping[str, Any]) -> str:  # Any: whatever JSON holds
+    """What is wrong with the step that the metrics in a line are of; nothing if it is one."""
+    step = entry.get("step")
+    return "" if type(step) is int and step > 0 else f"its step is {step!r:.40}"
 
 
 def number(value: Any) -> float | None:  # Any: whatever JSON holds
