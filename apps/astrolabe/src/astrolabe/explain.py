@@ -6,10 +6,17 @@ from astrolabe.errors import ConfigError, InvariantError, MissingError
 
 ERROR_MODULES = ("astrolabe_rollout.errors", "astrolabe_rewards.errors", "astrolabe_eval.errors")
 
+_FULL = "Free some space, or write to another place; what was saved is intact."
 WAYS_OUT = {
-    errno.ENOSPC: "Free some space, or choose another --out; what was saved is intact.",
-    errno.EROFS: "Choose another --out.",
-    errno.EACCES: "Choose another --out, or change the permissions.",
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.EROFS: "Write to another place.",
+    errno.EACCES: "Write to another place, or change the permissions.",
+    errno.EISDIR: "It is a folder: give the name of a file.",
+    errno.ENOTDIR: "It is a file: write to another place.",
+    errno.ENAMETOOLONG: "Give a shorter name.",
+    errno.EIO: "Look whether the disk is sound, or write to another place.",
 }
 
 

@@ -98,14 +98,17 @@ def _write(
             progress = Progress(batch, frames, share, seconds, first, peak_memory())
             if share < 1:
                 yield progress
-    figures = {
-        "frames": frames,
-        "frames_per_second": round(progress.rate, 3),
-        "seconds_to_first_frame": round(first, 3),
-        "peak_memory_gib": round(progress.memory, 3),
-    }
-    for job in batch:
-        manifest.add(job, figures)
+        figures = {
+            "frames": frames,
+            "frames_per_second": round(progress.rate, 3),
+            "seconds_to_first_frame": round(first, 3),
+            "peak_memory_gib": round(progress.memory, 3),
+        }
+        # Lines come before the files have their names: a line without its file does no harm, while
+        # a file under the line of an earlier one would pass for what it is not.
+        for job in batch:
+            (manifest.folder / f"{job.name}.mp4").unlink(missing_ok=True)
+            manifest.add(job, figures)
     yield progress
 
 

@@ -16,6 +16,7 @@ from astrolabe.compose import build_model
 from astrolabe.config import Part
 from astrolabe.errors import ConfigError
 from astrolabe.jobs import (
+    MANIFEST,
     Job,
     Manifest,
     digest,
@@ -26,6 +27,7 @@ from astrolabe.jobs import (
 )
 from astrolabe.run_folder import RunFolder
 from astrolabe.sampling import load_trained
+from astrolabe_eval.files import check_place
 from astrolabe_rollout.model import VideoModel
 from astrolabe_rollout.prompt_files import PROMPT, SCRIPT, Row, read_rows
 from astrolabe_rollout.scenes import Scene, parse_scenes, read_interactive
@@ -68,6 +70,7 @@ def perform(request: Request, say: Callable[[str], None]) -> None:
         ConfigError: If something typed does not fit, or other videos are in the way.
     """
     rank, world = share_of_work()
+    check_place(request.out / MANIFEST)
     scenes, interactive = read_scripts(request.prompts, request.file, request.switch_frames)
     model, length, common = _model(request)
     jobs = make_jobs(

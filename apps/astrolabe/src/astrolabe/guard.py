@@ -94,15 +94,17 @@ class StepGuard:
             if isinstance(value, Tensor)
         }
         metadata = {"step": str(step), "seed": str(self.run.train.seed)}
-        write_atomic(path, to_bytes(entries, metadata=metadata))
+        kept = f"kept its batch in {path}"
+        try:
+            write_atomic(path, to_bytes(entries, metadata=metadata))
+        except OSError as error:  # a full disk must not end a run of days
+            kept = f"its batch cannot be kept in {path} ({error.strerror})"
         limit = self.run.guard.max_skipped
         if self._in_a_row >= limit:
             raise InvariantError(
-                f"the loss or its gradient was not finite in {limit} steps in a row; the last "
-                f"batch is {str(path)!r}. Look whether it is finite itself; if so, start anew "
-                "with a lower train.lr."
+                f"the loss or its gradient was not finite in {limit} steps in a row; {kept}. Look "
+                "whether it is finite itself; if so, start anew with a lower train.lr."
             )
         self.view.say(
-            f"Step {step}: a loss or gradient is not finite; skipped that update and kept its "
-            f"batch in {path}."
+            f"Step {step}: a loss or gradient is not finite; skipped that update and {kept}."
         )

@@ -13,12 +13,15 @@ from typing import Any
 import torch
 
 from astrolabe.errors import ConfigError
-from astrolabe.line_files import ends_within_a_line, read_lines
+from astrolabe.line_files import read_lines
+from astrolabe_eval.files import append_line
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.scenes import Scene
 
 #: Settings as JSON holds them. Any: their values have many types.
 Settings = dict[str, Any]
+
+MANIFEST = "manifest.jsonl"
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class Manifest:
 
     def __init__(self, folder: Path, common: Settings, rank: int = 0) -> None:
         self.folder, self.common = folder, common
-        self.path = folder / ("manifest.jsonl" if rank == 0 else f"manifest-{rank}.jsonl")
+        self.path = folder / (MANIFEST if rank == 0 else f"manifest-{rank}.jsonl")
         self.known: dict[str, Settings] = {}
         self.damaged: list[str] = []
         for path in sorted(folder.glob("manifest*.jsonl")):
@@ -167,14 +170,13 @@ class Manifest:
         return left
 
     def add(self, job: Job, figures: Settings) -> None:
-        """Note a finished video."""
+        """Note a finished video.
+
+        Raises:
+            OSError: If the line cannot be written.
+        """
         entry = {"file": f"{job.name}.mp4", "settings": self.settings(job), "figures": figures}
-        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
-        with self.path.open("a+b") as file:
-            # After what a process that was killed left, or both would be lost.
-            file.write(b"\n" + line if ends_within_a_line(file.fileno()) else line)
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, json.dumps(entry, ensure_ascii=False).encode())
 
 
 def digest(path: Path) -> str:

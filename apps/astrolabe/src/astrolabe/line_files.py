@@ -7,12 +7,13 @@ of lines as Windows writes them, empty lines and a last line without an end are 
 
 import json
 import os
-import shutil
 from codecs import BOM_UTF8
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+from astrolabe_eval.files import write_atomic
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def set_aside(path: Path) -> Path:
         except OSError:  # a file system without links
             if place.exists():
                 continue
-            shutil.copyfile(path, place)
+            write_atomic(place, path.read_bytes())
         return place
     raise AssertionError("numbers do not end")
 

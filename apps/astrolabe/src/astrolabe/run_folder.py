@@ -26,7 +26,7 @@ from typing import Self
 from astrolabe.checkpoint_files import damage, name_of, remove, reward_of, step_of
 from astrolabe.config import Run
 from astrolabe.load import from_json, to_json
-from astrolabe_eval.files import write_atomic
+from astrolabe_eval.files import check_place, write_atomic
 from astrolabe_rollout.errors import CheckpointError
 
 
@@ -60,13 +60,17 @@ class RunFolder:
                 f"{str(path)!r} exists and is not empty. "
                 f"Go on with it by `astrolabe train --resume {path}`, or choose another --out."
             )
-        folder.path.mkdir(parents=True, exist_ok=True)
+        check_place(folder.path / "config.json")
+        new = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
         # Permissions do not tell whether a disk is read-only or full; a file does.
         probe = folder.path / ".probe"
         try:
-            probe.write_bytes(b"\0" * 4096)
-        finally:
-            probe.unlink(missing_ok=True)
+            write_atomic(probe, b"\0" * 4096)
+        except OSError as error:
+            for one in new:
+                one.rmdir()
+            raise OSError(error.errno, error.strerror, str(folder.path)) from error
+        probe.unlink()
         return folder
 
     @classmethod

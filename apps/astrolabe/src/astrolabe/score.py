@@ -21,7 +21,7 @@ from astrolabe.view import progress, written
 from astrolabe_eval import Video, VideoError, read_mp4
 from astrolabe_eval.agreement import LEAST
 from astrolabe_eval.agreement_report import write_agreement
-from astrolabe_eval.files import write_atomic
+from astrolabe_eval.files import check_place, write_atomic
 from astrolabe_rewards import CompositeReward, Reward
 from astrolabe_rewards.cache import CachedReward
 
@@ -66,6 +66,7 @@ def perform(request: Request, say: Callable[[str], None]) -> int:
 
     Raises:
         ConfigError: If something typed does not fit.
+        OSError: If what is asked for cannot be written.
         VideoError: If a file is missing, or no video at all could be scored.
         WeightsError: If a reward's weights are not there.
     """
@@ -188,6 +189,9 @@ def _check(
             f"--report compares rewards over videos: {len(rewards)} rewards and {len(videos)} "
             f"videos are too few. Give 2 and {LEAST} or more."
         )
+    for place in (request.out, request.report and request.report / "agreement.html"):
+        if place is not None:
+            check_place(place)
     for video in videos:
         if not video.is_file():
             raise VideoError(f"There is no video file {str(video)!r}. Check the path.")

@@ -97,7 +97,7 @@ def write_tensors(
         full = next((cause for cause in causes if isinstance(cause, OSError)), None)
         if full is None:
             raise RuntimeError(f"the state cannot be written: {causes[0]}") from causes[0]
-        raise full from None
+        raise OSError(full.errno, full.strerror, str(checkpoint)) from None
     if group is None or dist.get_rank(group) == 0:
         _check_complete(checkpoint, written)
 

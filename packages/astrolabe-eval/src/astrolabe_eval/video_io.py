@@ -3,8 +3,8 @@
 H.264 in yuv420p with the index at the front: what every browser plays. No sound is written or read.
 """
 
-import os
 import tempfile
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ import av
 import numpy as np
 from numpy.typing import ArrayLike
 
+from astrolabe_eval.files import replacing
 from astrolabe_eval.frame_stream import Decoder
 from astrolabe_eval.frames import Frames, as_frames, upscale
 
@@ -85,7 +86,7 @@ class Mp4Writer:
         crf: As in :func:`encode_mp4`.
 
     Raises:
-        OSError: If the folder cannot be written or the disk is full.
+        OSError: If the folder cannot be written or the disk is full; ``filename`` is ``path``.
         TypeError: If the pixels are not ``uint8``.
         ValueError: If the shape is not that of one video, pieces differ in size, there are no
             frames, or ``fps`` is not above 0.
@@ -113,12 +114,13 @@ class Mp4Writer:
             raise ValueError(f"fps is {fps!r}; a video needs more than 0 frames per second.")
         self.path, self.fps, self.min_side, self.max_side = Path(path), fps, min_side, max_side
         self.crf = crf
-        self.part = self.path.with_name(f".{self.path.stem}.{os.getpid()}.part.mp4")
+        self._place = replacing(self.path)
         self._container: av.container.OutputContainer | None = None
         self._stream: av.VideoStream | None = None
         self._size = (0, 0)
 
     def __enter__(self) -> Self:
+        self._part = self._place.__enter__()
         return self
 
     def __exit__(
@@ -127,13 +129,13 @@ class Mp4Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
+        with ExitStack() as stack:
+            stack.push(self._place)
             if self._container is not None:
-                self._container.close()
-            self.part.unlink(missing_ok=True)
+                stack.callback(self._container.close)
+            if error is not None:
+                raise error
+            self._finish()
 
     def add(self, frames: ArrayLike) -> None:
         """Append ``uint8 [F, 3, H, W]``."""
@@ -158,8 +160,7 @@ class Mp4Writer:
             self._container.mux(self._stream.encode(picture))
 
     def _begin(self, height: int, width: int) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._container = av.open(self.part, "w", options={"movflags": "+faststart"})
+        self._container = av.open(self._part, "w", options={"movflags": "+faststart"})
         stream = self._container.add_stream(
             "libx264",
             rate=Fraction(self.fps).limit_denominator(1001),
@@ -176,10 +177,6 @@ class Mp4Writer:
         if self._stream is None or self._container is None:
             raise ValueError(f"there are no frames for {str(self.path)!r}. Add some.")
         self._container.mux(self._stream.encode(None))
-        self._container.close()
-        with self.part.open("rb+") as file:
-            os.fsync(file.fileno())
-        self.part.replace(self.path)
 
 
 def write_mp4(

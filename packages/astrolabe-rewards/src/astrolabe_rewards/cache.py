@@ -146,7 +146,7 @@ class ScoreStore:
         except (OSError, sqlite3.Error) as error:
             raise OSError(
                 f"the score cache {str(folder)!r} cannot be written ({error}). "
-                "Choose another folder, or do without a cache."
+                "Choose another folder, free some space, or do without a cache."
             ) from error
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, float]:

@@ -1,9 +1,6 @@
 """What was trained as others read it: the transformer, or its LoRA alone."""
 
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +9,7 @@ from torch import Tensor
 
 from astrolabe_rollout.conversion import to_original
 from astrolabe_rollout.extras import wan_extra
+from astrolabe_rollout.files import check_place, replacing
 from astrolabe_rollout.lora_files import read_lora
 from astrolabe_rollout.lora_formats import write_diffusers, write_original, write_peft
 from astrolabe_rollout.lora_notes import CONFIG_FILE
@@ -54,7 +52,7 @@ def export_transformer(
     check_target(target, overwrite=overwrite)
     if getattr(network, "peft_config", None):
         raise ValueError("the network has a LoRA. Merge it first with merge_lora(network).")
-    with _replacing(target) as fresh:
+    with replacing(target) as fresh:
         if target.suffix == "":
             network.save_pretrained(fresh)
         else:
@@ -86,7 +84,7 @@ def export_lora(
     if kind == MERGED:
         raise ValueError("a LoRA alone is no whole model. Use merge_lora and export_transformer.")
     adapter = read_lora(source)
-    with _replacing(target) as fresh:
+    with replacing(target) as fresh:
         if kind == "original":
             write_original(adapter.weights, adapter.scales, fresh)
             return
@@ -95,24 +93,13 @@ def export_lora(
         write_diffusers(adapter.config, adapter.weights, fresh)
 
 
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """Where a target is written before it takes its place."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=target.parent) as folder:
-        fresh = Path(folder) / target.name
-        yield fresh
-        if target.exists():  # no folder takes the place of another by itself
-            os.replace(target, fresh.with_name(f"{target.name}.earlier"))
-        os.replace(fresh, target)
-
-
 def check_target(target: Path, *, overwrite: bool, kind: str = MERGED) -> None:
     """Refuse a target before any work is done; see `export_transformer` and `export_lora`.
 
     Raises:
         ValueError: If the kind is unknown, or the ending is not one of it.
         FileExistsError: If the target exists and may not be replaced.
+        OSError: As `astrolabe_rollout.files.check_place`.
     """
     if kind not in ENDINGS:
         raise ValueError(f"the format is {kind!r}. Choose from: {', '.join(ENDINGS)}.")
@@ -133,6 +120,7 @@ def check_target(target: Path, *, overwrite: bool, kind: str = MERGED) -> None:
         raise FileExistsError(
             f"{str(target)!r} is a folder with other things in it. Choose another name."
         )
+    check_place(target)
 
 
 def _save_original(state: dict[str, Tensor], path: Path) -> None:
@@ -140,6 +128,7 @@ def _save_original(state: dict[str, Tensor], path: Path) -> None:
     if path.suffix == ".safetensors":
         save_file(original, path)
     else:
-        torch.save({"generator": {f"model.{name}": x for name, x in original.items()}}, path)
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+        content = {"generator": {f"model.{name}": x for name, x in original.items()}}
+        # Into a file that Python opened: into one of its own, torch hides why it cannot write.
+        with path.open("wb") as file:
+            torch.save(content, file)

@@ -1,8 +1,6 @@
 """A LoRA as other programs read it: peft's folder, diffusers' file, a file of original names."""
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from astrolabe_rollout.errors import CheckpointError
 from astrolabe_rollout.extras import wan_extra
+from astrolabe_rollout.files import replacing
 from astrolabe_rollout.lora_files import WEIGHTS_FILE
 from astrolabe_rollout.lora_names import PREFIX, original_name
 from astrolabe_rollout.lora_notes import CONFIG_FILE
@@ -42,13 +41,11 @@ def write_peft(config: LoraConfig, weights: Mapping[str, Tensor], folder: Path) 
     """
     if isinstance(config.target_modules, set):  # in another order every time Python starts
         config.target_modules = sorted(config.target_modules)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as fresh:
-        config.save_pretrained(fresh)
-        # diffusers reads the settings from the header, and would take alpha = rank without it.
-        Path(fresh, WEIGHTS_FILE).write_bytes(_packed(config, weights, PREFIX))
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            os.replace(Path(fresh, name), folder / name)
+    # diffusers reads the settings from the header, and would take alpha = rank without it.
+    packed = _packed(config, weights, PREFIX)
+    with replacing(folder / CONFIG_FILE) as fresh, replacing(folder / WEIGHTS_FILE) as part:
+        part.write_bytes(packed)
+        config.save_pretrained(str(fresh.parent))
 
 
 def write_diffusers(config: LoraConfig, weights: Mapping[str, Tensor], folder: Path) -> None:
@@ -59,8 +56,8 @@ def write_diffusers(config: LoraConfig, weights: Mapping[str, Tensor], folder: P
     Raises:
         OSError: If it cannot be written, or the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / LORA_WEIGHT_NAME_SAFE).write_bytes(_packed(config, weights, "transformer."))
+    with replacing(folder / LORA_WEIGHT_NAME_SAFE) as part:
+        part.write_bytes(_packed(config, weights, "transformer."))
 
 
 def write_original(weights: Mapping[str, Tensor], scales: Mapping[str, float], file: Path) -> None:
@@ -89,7 +86,8 @@ def write_original(weights: Mapping[str, Tensor], scales: Mapping[str, float], f
         if matrix == "A.weight":
             alpha = torch.tensor(float(scales[layer] * value.shape[0]))
             content[f"diffusion_model.{original}.alpha"] = alpha
-    file.write_bytes(save(_contiguous(content), {"format": "pt"}))
+    with replacing(file) as part:
+        part.write_bytes(save(_contiguous(content), {"format": "pt"}))
 
 
 def _packed(config: LoraConfig, weights: Mapping[str, Tensor], prefix: str) -> bytes:
