@@ -1,9 +1,4 @@
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -114,22 +109,3 @@ def test_a_bad_list_of_prompts_ends_in_one_line(trained, tmp_path, capsys, name,
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
-
-
-@pytest.mark.slow
-def test_a_killed_evaluation_goes_on_with_the_same_numbers(trained, tmp_path):
-    straight = evaluated(trained, tmp_path / "straight", num_videos=24)
-    command = [sys.executable, "-m", "astrolabe", "eval", str(trained), "--num-videos", "24"]
-    command += ["--out", str(tmp_path / "killed")]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob("killed/*/*/scores/*.json"))) < 30:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "killed" / "report.json").exists()
-    assert subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode == 0
-    resumed = json.loads((tmp_path / "killed" / "report.json").read_text())
-    assert numbers(resumed) == numbers(straight)

@@ -159,7 +159,9 @@ def evaluate(
     step: Annotated[
         list[int] | None, typer.Option(help="Checkpoint to compare; may be repeated.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Videos kept together.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Videos made together, without --exact.")
+    ] = None,
     exact: Annotated[
         bool | None,
         typer.Option(help="One by one, so that no number depends on the batch; else the run's."),

@@ -79,10 +79,11 @@ class Evaluation:
     """Whether prompts are scripts of scenes, ``a cat wakes[10s] | it runs[10s]``; one without a
     length takes that of a video. Rewards read the prompts of all scenes, one after the other."""
     batch_size: int = 32
-    """Videos kept together; what is finished is never made again."""
+    """Videos sampled and scored together, unless ``exact``; what is finished is kept, and a batch
+    that was interrupted is made again, so that no digit changes."""
     exact: bool = True
-    """Sample and score videos one by one, so that no number depends on ``batch_size``; large models
-    lose no time by it."""
+    """Sample and score videos one by one, whatever ``batch_size`` is, so that no number depends on
+    it; large models lose no time by it."""
     seed: int = 0
     """Another one gives other noise. That of a video follows from its prompt, from how often the
     prompt came before, and from this; not from its place in the list."""

@@ -19,12 +19,7 @@ from astrolabe.fit import check_frames, evaluation_frames
 from astrolabe.load import to_json
 from astrolabe.prompts import prompt_list, prompt_rows
 from astrolabe.run_folder import RunFolder
-from astrolabe.sampling import (
-    one_by_one,
-    reading_scenes,
-    sampler,
-    script_sampler,
-)
+from astrolabe.sampling import reading_scenes, sampler, script_sampler
 from astrolabe.tracking import read_curves
 from astrolabe.view import progress
 from astrolabe_eval import (
@@ -34,6 +29,7 @@ from astrolabe_eval import (
     SuiteFolder,
     evaluate_suite,
     fill,
+    keep_shared,
     read_vbench_prompts,
     vbench_suite,
     write_report,
@@ -47,6 +43,8 @@ from astrolabe_rollout.model import VideoModel
 from astrolabe_rollout.scenes import parse_scenes
 
 Say = Callable[[str], None]
+#: Number of a process, how many there are, and how many videos are made together.
+Work = tuple[int, int, int]
 REWARD, MONITOR = "reward/", "monitor/"
 BEFORE = "before"
 
@@ -63,8 +61,9 @@ def evaluate(
     """Compare the model of a run before and after training; write the report into its folder.
 
     "After" is the averaged policy of a checkpoint, the one that sampled the data last. Videos and
-    scores are kept one by one: a call that was interrupted goes on, and several processes may share
-    the work; the one that finds all of it done writes the report.
+    scores are kept batch by batch: a call that was interrupted goes on with the same numbers, what
+    is damaged is named, put aside and made again, and several processes may share the work; the one
+    that finds all of it done writes the report.
 
     Args:
         folder: Of the run.
@@ -108,15 +107,20 @@ def evaluate(
             names=names,
             protocol=made_by | {"checkpoint": None if path is None else digest_of(path)},
         )
-        say(_work(made, share, _when(name)))
+        work = (*share, _batch_size(run))
+        for line in made.mend(*work):
+            say(line)
+        say(_work(made, work, _when(name)))
         if path is not None:
             load_lora(model.transformer.network, path / LORA)
-        _fill(made, model, run, reward, judges, share)
+        _fill(made, model, run, reward, judges, work)
         results[name] = made.evaluation() if not made.todo() else None
     if any(result is None for result in results.values()):
         say("This process is done with its share; the last one to finish writes the report.")
         return None
     found = {name: _marked(result, run) for name, result in results.items() if result is not None}
+    if any(result.missing for result in found.values()):
+        found = keep_shared(found)
     before, *after = found.values()
     comparison = write_report(
         out or folder.path,
@@ -205,7 +209,6 @@ def protocol(run: Run, model: VideoModel) -> dict[str, Any]:  # Any: settings as
         "scenes": evaluation["scenes"],
         "chunk": model.geometry.chunk,
         "temporal": model.geometry.temporal,
-        # One by one no number depends on the batch; else the last bits may.
         "batch_size": 1 if run.evaluation.exact else run.evaluation.batch_size,
     }
 
@@ -223,31 +226,28 @@ def _fill(
     run: Run,
     reward: Scorer,
     judges: dict[str, Scorer],
-    share: tuple[int, int],
+    work: Work,
 ) -> None:
     """Sample and score what this process has to and is not there."""
     settings = run.evaluation
-    # Scripts differ in length, and videos of different length do not fit into one batch.
-    batch_size = 1 if settings.scenes else settings.batch_size
-    wrap = one_by_one if settings.exact else (lambda step: step)
     read = reading_scenes if settings.scenes else (lambda step: step)
     make = script_sampler if settings.scenes else sampler
-    sample = wrap(make(model, evaluation_frames(run, model), run.overview))
-    scorers = {name: wrap(read(judge)) for name, judge in judges.items()}
+    sample = make(model, evaluation_frames(run, model), run.overview)
+    scorers = {name: read(judge) for name, judge in judges.items()}
 
     def measure(part: Suite) -> Evaluation:
         return evaluate_suite(
             sample,
             part,
-            wrap(read(reward)),
+            read(reward),
             fps=model.fps,
             judges=scorers,
             batch_size=batch_size,
         )
 
-    rank, processes = share
+    rank, processes, batch_size = work
     steps = fill(made, measure, rank=rank, processes=processes, batch_size=batch_size)
-    with progress("videos", len(made.todo(*share)) + len(made.unscored(*share))) as advance:
+    with progress("videos", len(made.todo(*work)) + len(made.unscored(*work))) as advance:
         for count in steps:
             advance(count)
 
@@ -258,10 +258,21 @@ def _marked(result: Evaluation, run: Run) -> Evaluation:
     return replace(result, held_out=tuple(name for name in watched if name in result.rewards))
 
 
-def _work(made: SuiteFolder, share: tuple[int, int], when: str) -> str:
+def _batch_size(run: Run) -> int:
+    """Videos that are sampled and scored together.
+
+    One by one no number depends on the batch: the last bits of a matrix product depend on how many
+    rows it has.
+    """
+    settings = run.evaluation
+    # Scripts differ in length, and videos of different length do not fit into one batch.
+    return 1 if settings.exact or settings.scenes else settings.batch_size
+
+
+def _work(made: SuiteFolder, work: Work, when: str) -> str:
     """Say what this process has to do for one model."""
-    again = len(made.unscored(*share))
-    line = f"Sampling and scoring {len(made.todo(*share)) + again} videos {when}"
+    again = len(made.unscored(*work))
+    line = f"Sampling and scoring {len(made.todo(*work)) + again} videos {when}"
     return f"{line}, {again} of them again, as they lack a score ..." if again else f"{line} ..."
 
 

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -14,10 +15,12 @@ from astrolabe.config import RewardTerm
 from astrolabe.errors import ConfigError
 from astrolabe_eval import (
     Evaluation,
+    SuiteError,
     SuiteFolder,
     VideoError,
     drift_curves,
     first_last_consistency,
+    keep_shared,
     read_votes,
     run_vbench,
     score_intervals,
@@ -27,7 +30,8 @@ from astrolabe_eval import (
     write_votes,
 )
 from astrolabe_eval.files import write_atomic
-from astrolabe_eval.suite_folder import MANIFEST
+from astrolabe_eval.suite_folder import SCORES
+from astrolabe_eval.suite_manifest import MANIFEST
 from astrolabe_eval.vbench import DIMENSIONS
 from astrolabe_eval.vbench_environment import are_standard
 from astrolabe_eval.vbench_run import unfit
@@ -35,6 +39,7 @@ from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.scenes import parse_scenes
 
 Say = Callable[[str], None]
+MAKE = "To make what is lacking: astrolabe eval RUN."
 
 
 def models_in(folder: Path) -> dict[str, SuiteFolder]:
@@ -44,11 +49,10 @@ def models_in(folder: Path) -> dict[str, SuiteFolder]:
         folder: ``RUN/evaluation/PROMPTS-DIGEST``; or ``RUN``, if it holds one evaluation.
 
     Raises:
-        ConfigError: If there is none, or several.
-        SuiteError: If a manifest is damaged.
+        ConfigError: If there is none, or several, or a manifest is damaged.
     """
-    places = sorted({file.parent.parent for file in folder.glob(f"*/{MANIFEST}")})
-    places = places or sorted({f.parent.parent for f in folder.glob(f"evaluation/*/*/{MANIFEST}")})
+    models = _models(folder, "*") or _models(folder, "evaluation/*/*")
+    places = sorted({model.parent for model in models})
     if len(places) != 1:
         several = f"several: {', '.join(map(str, places))}. Name one of them."
         raise ConfigError(
@@ -56,8 +60,35 @@ def models_in(folder: Path) -> dict[str, SuiteFolder]:
             if places
             else f"{str(folder)!r} holds no evaluation. Make one: astrolabe eval RUN."
         )
-    found = sorted(file.parent for file in places[0].glob(f"*/{MANIFEST}"))
-    return {path.name: SuiteFolder.open(path) for path in found}
+    try:
+        return {path.name: SuiteFolder.open(path) for path in models}
+    except SuiteError as error:
+        raise ConfigError(f"{error} {MAKE}") from error
+
+
+def _models(folder: Path, pattern: str) -> list[Path]:
+    """The folders of models; one whose manifest is gone must not be overlooked."""
+    marks = (MANIFEST, SCORES)
+    return sorted({file.parent for mark in marks for file in folder.glob(f"{pattern}/{mark}")})
+
+
+def finished(models: Mapping[str, SuiteFolder], say: Say) -> dict[str, Evaluation]:
+    """Return what the models made, and say which videos are left out and why.
+
+    Raises:
+        ConfigError: If a model has made nothing.
+        OSError: If a file cannot be read.
+    """
+    found = {}
+    for label, made in models.items():
+        try:
+            found[label] = made.evaluation()
+        except SuiteError as error:
+            raise ConfigError(f"{str(made.path)!r} has no finished video. {MAKE}") from error
+        left_out = Counter(found[label].missing.values())
+        for why, count in left_out.items():
+            say(f"{label}: {count} {'videos' if count > 1 else 'video'} left out: {why}. {MAKE}")
+    return found
 
 
 def ask_people(folder: Path, pairs: int, question: str, say: Say) -> None:
@@ -66,7 +97,10 @@ def ask_people(folder: Path, pairs: int, question: str, say: Say) -> None:
     if len(models) < 2:
         raise ConfigError(f"{str(folder)!r} holds one model. Votes compare two.")
     first, *_, last = models
-    before, after = models[first].evaluation(), models[last].evaluation()
+    found = finished({name: models[name] for name in (first, last)}, say)
+    if any(evaluation.missing for evaluation in found.values()):
+        found = keep_shared(found)
+    before, after = found.values()
     pairs = min(pairs, len(before.suite))
     # Whoever knows the seed can tell the sides.
     page, key = write_votes(
@@ -105,8 +139,9 @@ def over_time(folder: Path, terms: dict[str, RewardTerm], seconds: float, say: S
 
     models = models_in(folder)
     content: dict[str, Any] = {}  # Any: what JSON holds
+    found_in = finished(models, say)
     for label, made in models.items():
-        evaluation = made.evaluation()
+        evaluation = found_in[label]
         paths = {path.name: path for path in _paths(evaluation)}
         prompts, borders = _scenes(made, list(paths), evaluation.suite.prompts)
         found = score_intervals(
@@ -176,6 +211,7 @@ def vbench(
     results = {}
     left_out: list[str] = []
     for label, made in models.items():
+        _refuse_damage(made)
         standard = are_standard(made.names, python=python, option=_option)
         prompts = None if standard else dict(zip(made.names, made.suite.prompts, strict=True))
         chosen = _chosen(dimensions, prompts, say)
@@ -210,6 +246,12 @@ def vbench(
     write_atomic(parent / "vbench.md", (totals_markdown(table) + notes).encode())
     write_atomic(parent / "vbench.tex", totals_latex(table).encode())
     say(totals_markdown(table).rstrip())
+
+
+def _refuse_damage(made: SuiteFolder) -> None:
+    """VBench reads all that lies in the folder of videos."""
+    for path, why in made.damage().items():
+        raise ConfigError(f"{str(path)!r} {why}. {MAKE}")
 
 
 def _option(parameter: str) -> str:

@@ -23,6 +23,9 @@ Sample = Callable[[TensorDict], TensorDict]
 def sampler(model: VideoModel, num_frames: int, overview: int = 0) -> Sample:
     """Return a function that samples videos of ``num_frames`` latent frames with the model.
 
+    Each prompt is encoded by itself: the last bits depend on what is encoded with it, and a prompt
+    that was met before would bring those of an earlier batch.
+
     Args:
         model: The model.
         num_frames: Whole chunks.
@@ -31,7 +34,7 @@ def sampler(model: VideoModel, num_frames: int, overview: int = 0) -> Sample:
     policy = StreamingPolicy(model, num_frames=num_frames, overview=overview)
 
     def sample(batch: TensorDict) -> TensorDict:
-        batch["prompt", "embeds"] = model.text(list(batch["prompt", "text"]))
+        batch["prompt", "embeds"] = torch.cat([model.text([p]) for p in batch["prompt", "text"]])
         sampled: TensorDict = policy(batch)
         return sampled
 
@@ -95,21 +98,6 @@ def reading_scenes(step: Sample) -> Sample:
         return step(plain)
 
     return read
-
-
-def one_by_one(step: Sample) -> Sample:
-    """Return a function that hands the videos of a batch to ``step`` each by itself.
-
-    The last bits of a matrix product depend on how many rows it has; so no number depends on what
-    else is in the batch.
-    """
-
-    def each(batch: TensorDict) -> TensorDict:
-        alone = [step(batch[row : row + 1].copy()) for row in range(len(batch))]
-        joined: TensorDict = torch.cat(alone)
-        return joined
-
-    return each
 
 
 def newest_checkpoint(folder: RunFolder) -> Path:

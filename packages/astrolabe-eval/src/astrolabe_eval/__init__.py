@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from astrolabe_eval.comparison import Comparison, compare, compare_many, verdict
     from astrolabe_eval.drift import drift_curves, first_last_consistency
     from astrolabe_eval.errors import SuiteError, VBenchError, VideoError, VoteError
+    from astrolabe_eval.filling import fill
     from astrolabe_eval.flicker import score_flickering, write_flickering
     from astrolabe_eval.generation import generate
     from astrolabe_eval.interval_scores import score_intervals
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from astrolabe_eval.scoring import Evaluation, Scores, evaluate_suite, score_suite
     from astrolabe_eval.sheets import contact_sheet
     from astrolabe_eval.statistics import bootstrap_interval, paired_interval
-    from astrolabe_eval.suite_folder import SuiteFolder, fill
+    from astrolabe_eval.suite_folder import SuiteFolder
     from astrolabe_eval.suites import Suite, load_suite
     from astrolabe_eval.tables import csv_table, latex_table, markdown_table
     from astrolabe_eval.throughput import Speed, Throughput, compare_in_turn, throughput_table
@@ -67,7 +68,7 @@ _HOMES = {
     "drift_curves": "drift",
     "encode_mp4": "video_io",
     "evaluate_suite": "scoring",
-    "fill": "suite_folder",
+    "fill": "filling",
     "first_last_consistency": "drift",
     "fuse_clips": "vbench_long",
     "generate": "generation",

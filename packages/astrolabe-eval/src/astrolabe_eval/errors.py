@@ -15,3 +15,7 @@ class VoteError(ValueError):
 
 class VBenchError(SuiteError):
     """Result files of VBench, or the program itself, that cannot be used."""
+
+
+class DamageError(SuiteError):
+    """A file that is not what was written; the text goes on after its name: "is empty"."""

@@ -1,30 +1,49 @@
 """SuiteFolder: what one model made of a suite, on disk, video by video.
 
-Several processes may fill a folder, each its share of the samples, and any of them may be killed:
-what is there is complete, and what is not is made by the next one that comes.
+Several processes may fill a folder, each its share of the samples, and any of them may be killed.
+Every file is sealed: what is there is exactly what was written, or it is made again.
 """
 
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from astrolabe_eval.errors import SuiteError, VideoError
+from astrolabe_eval.errors import DamageError, SuiteError, VideoError
 from astrolabe_eval.files import write_atomic
 from astrolabe_eval.frames import Frames
 from astrolabe_eval.mp4_boxes import check_complete
 from astrolabe_eval.scoring import Evaluation
+from astrolabe_eval.sealed import (
+    CHANGED,
+    MISSING,
+    check_file,
+    file_digest,
+    read_sealed,
+    seal,
+    set_aside,
+)
+from astrolabe_eval.suite_manifest import MANIFEST, describe, difference, identity_of, read_manifest
+from astrolabe_eval.suite_rows import Row, columns, odd_rows, read_row, row_bytes
 from astrolabe_eval.suites import Suite
 from astrolabe_eval.video_folder import VideoFiles
 from astrolabe_eval.video_io import write_mp4
 
 #: Number of a sample in a file name; suites of more than a million prompts need more digits.
 _DIGITS = 6
-MANIFEST = "manifest.json"
-_KINDS = ("rewards", "judges")
+VIDEOS, SCORES = "videos", "scores"
+
+
+class _Damage(NamedTuple):
+    """A file of a sample that is not what was written."""
+
+    path: Path
+    why: str
+
+    def below(self, root: Path) -> str:
+        """Say it in words, short of the path of ``root``."""
+        return f"{self.path.relative_to(root)} {self.why}"
 
 
 class SuiteFolder:
@@ -33,7 +52,9 @@ class SuiteFolder:
     ``manifest.json`` says what the samples are and how they are made, ``videos/`` holds one mp4 a
     sample and ``scores/`` one JSON file a sample, which is written last; null there stands for a
     score that could not be had. Scores are those of the frames as they were made, not of the
-    compressed video.
+    compressed video. Each JSON file ends with its digest, and that of scores has the digests of
+    manifest and video; what does not fit is moved to ``damaged/`` by `mend` and made again by
+    `fill`. Folders of earlier versions have no digests: they are read, and `mend` says so.
 
     Args:
         path: The folder; made if it is not there.
@@ -46,7 +67,7 @@ class SuiteFolder:
     Raises:
         SuiteError: If the folder was made for other samples or by another protocol, or the names
             are not one a sample.
-        OSError: If it cannot be written.
+        OSError: If it cannot be read or written.
     """
 
     def __init__(
@@ -66,19 +87,11 @@ class SuiteFolder:
                 f"there are {len(set(self.names))} different file names for {len(suite)} samples "
                 f"of {suite.name!r}. Give each sample one of its own."
             )
-        manifest = {
-            "suite": suite.name,
-            "fps": fps,
-            "prompts": list(suite.prompts),
-            "seeds": list(suite.seeds),
-            "videos": list(self.names),
-            "protocol": self.protocol,
-        }
-        file = self.path / MANIFEST
-        if file.exists():
-            _refuse_other(file, json.loads(json.dumps(manifest)))
-        else:
-            write_atomic(file, json.dumps(manifest, indent=1).encode())
+        self._digests: dict[tuple[Path, int, int, int], str] = {}
+        self._lines: list[str] = []
+        self._named: set[Path] = set()
+        self._told = False
+        self._identity, self._plain = self._claim()
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -86,40 +99,94 @@ class SuiteFolder:
 
         Raises:
             SuiteError: If it has no manifest, or a damaged one.
+            OSError: If that cannot be read.
         """
         file = Path(path) / MANIFEST
         try:
-            content = json.loads(file.read_text("utf-8"))
+            content, _ = read_manifest(file)
             suite = Suite(content["suite"], tuple(content["prompts"]), tuple(content["seeds"]))
             options = {"names": content["videos"], "protocol": content["protocol"]}
             return cls(path, suite, fps=content["fps"], **options)
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except DamageError as error:
             raise SuiteError(
-                f"{str(path)!r} holds no evaluation ({error!r}). Give a folder with a {MANIFEST}."
+                f"{str(path)!r} holds no evaluation that can be read: its {MANIFEST} {error}. Give "
+                "a folder that has one."
+            ) from error
+        except (TypeError, ValueError) as error:  # of a version that sealed nothing
+            raise SuiteError(
+                f"{str(path)!r} holds no evaluation that can be read: its {MANIFEST} describes "
+                f"none ({error}). Give a folder that has one."
             ) from error
 
     def video(self, index: int) -> Path:
         """Return where a sample's video is."""
-        return self.path / "videos" / self.names[index]
+        return self.path / VIDEOS / self.names[index]
 
-    def todo(self, rank: int = 0, processes: int = 1) -> list[int]:
-        """Return the samples of one process that are not finished, in order."""
-        return [i for i in range(rank, len(self.suite), processes) if not self._row(i).exists()]
+    def todo(self, rank: int = 0, processes: int = 1, batch_size: int = 1) -> list[int]:
+        """Return the samples of one process that are not there as they were written, in order.
 
-    def unscored(self, rank: int = 0, processes: int = 1) -> list[int]:
+        Args:
+            rank: Number of the process.
+            processes: How many share the work.
+            batch_size: As in `fill`.
+        """
+        own = self._own(rank, processes, batch_size)
+        return [index for index in own if not isinstance(self._read(index), Row)]
+
+    def unscored(self, rank: int = 0, processes: int = 1, batch_size: int = 1) -> list[int]:
         """Return the finished samples of one process that lack a score, in order.
 
         They count as finished: a judge may never have an answer for them. `fill` asks again.
+
+        Args:
+            rank: As in `todo`, like the others.
+            processes: How many share the work.
+            batch_size: As in `fill`.
         """
-        found = []
-        for index in range(rank, len(self.suite), processes):
-            try:
-                row = self._read(index)
-            except (SuiteError, VideoError):
-                continue
-            if any(math.isnan(score) for kind in _KINDS for score in row[kind].values()):
-                found.append(index)
-        return found
+        rows = {index: self._read(index) for index in self._own(rank, processes, batch_size)}
+        return [index for index, row in rows.items() if isinstance(row, Row) and not row.whole]
+
+    def damage(self) -> dict[Path, str]:
+        """Return the files that are not what was written, to why; nothing is moved.
+
+        Raises:
+            OSError: If a file cannot be read.
+        """
+        found = (self._read(index) for index in range(len(self.suite)))
+        return dict(each for each in found if isinstance(each, _Damage))
+
+    def mend(self, rank: int = 0, processes: int = 1, batch_size: int = 1) -> list[str]:
+        """Move the damaged files of one process's samples to ``damaged/``, to be made again.
+
+        Args:
+            rank: As in `todo`, like the others.
+            processes: How many share the work.
+            batch_size: As in `fill`.
+
+        Returns:
+            A sentence for each damaged file; one if some files are of a version without seals.
+
+        Raises:
+            OSError: If a file cannot be read or moved.
+        """
+        for place in (self.path / VIDEOS, self.path / SCORES):
+            if place.exists() and not place.is_dir():
+                self._set_aside(place, "is no folder")
+        plain = 0
+        for index in self._own(rank, processes, batch_size):
+            found = self._read(index)
+            if isinstance(found, Row):
+                plain += found.video is None
+            elif found is not None:
+                self._set_aside(*found)
+        if plain and not self._told:
+            self._told = True
+            self._lines.append(
+                f"{plain} samples of {str(self.path)!r} were made by a version that sealed no "
+                "files; they are believed as they are."
+            )
+        lines, self._lines = self._lines, []
+        return lines
 
     def put(self, index: int, frames: Frames, result: Evaluation) -> None:
         """Keep a finished sample: its video, then its scores.
@@ -129,31 +196,31 @@ class SuiteFolder:
             frames: uint8 ``[F, 3, H, W]``.
             result: Scores of this one sample.
         """
-        self.video(index).parent.mkdir(parents=True, exist_ok=True)
-        write_mp4(self.video(index), np.asarray(frames), self.fps)
-        row = {
-            "prompt": self.suite.prompts[index],
-            "seed": self.suite.seeds[index],
-            "rewards": {name: _or_none(values[0]) for name, values in result.rewards.items()},
-            "judges": {name: _or_none(values[0]) for name, values in result.judges.items()},
-        }
-        write_atomic(self._row(index), json.dumps(row, allow_nan=False).encode())
+        video = self.video(index)
+        video.parent.mkdir(parents=True, exist_ok=True)
+        write_mp4(video, np.asarray(frames), self.fps)
+        prompt, seed = self.suite.prompts[index], self.suite.seeds[index]
+        digest = self._digest(video)
+        write_atomic(self._row(index), row_bytes(prompt, seed, result, self._identity, digest))
 
     def evaluation(self) -> Evaluation:
-        """Return what is finished; what is not, or has no readable video, is listed as missing.
+        """Return what is finished; what is not, or is damaged, is listed as missing.
 
         Raises:
             SuiteError: If nothing is finished.
+            OSError: If a file cannot be read.
         """
-        rows: dict[int, dict[str, dict[str, float]]] = {}
+        rows: dict[int, Row] = {}
         missing: dict[str, str] = {}
         for index, name in enumerate(self.names):
-            try:
-                row = self._read(index)
-                _check_names(row, next(iter(rows.values()), row))
-                rows[index] = row
-            except (SuiteError, VideoError) as error:
-                missing[name] = str(error)
+            found = self._read(index)
+            if isinstance(found, Row):
+                rows[index] = found
+            else:
+                missing[name] = "not finished" if found is None else found.below(self.path)
+        for index, why in odd_rows(rows).items():
+            missing[self.names[index]] = why
+            del rows[index]
         if not rows:
             raise SuiteError(
                 f"{str(self.path)!r} has no finished sample. Generate the suite first."
@@ -165,121 +232,117 @@ class SuiteFolder:
         )
         return Evaluation(
             suite=suite,
-            rewards=_columns([row["rewards"] for row in rows.values()]),
-            judges=_columns([row["judges"] for row in rows.values()]),
+            rewards=columns([row.rewards for row in rows.values()]),
+            judges=columns([row.judges for row in rows.values()]),
             videos=VideoFiles([self.video(index) for index in rows]),
             fps=self.fps,
             missing=missing,
         )
 
+    def batches(self, rank: int, processes: int, batch_size: int) -> list[range]:
+        """Return the samples of one process, batch by batch.
+
+        They follow from the suite alone, not from what is finished or how many processes there are:
+        the last bits of a score may depend on the batch.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}. Use 1 or more.")
+        count = len(self.suite)
+        starts = range(rank * batch_size, count, processes * batch_size)
+        return [range(start, min(start + batch_size, count)) for start in starts]
+
+    def _own(self, rank: int, processes: int, batch_size: int) -> list[int]:
+        return [index for batch in self.batches(rank, processes, batch_size) for index in batch]
+
     def _row(self, index: int) -> Path:
-        return self.path / "scores" / f"{index:0{_DIGITS}d}.json"
+        return self.path / SCORES / f"{index:0{_DIGITS}d}.json"
 
-    def _read(self, index: int) -> dict[str, dict[str, float]]:
-        """Rewards and judges of a sample, NaN where there is no score."""
+    def _read(self, index: int) -> Row | _Damage | None:
+        """The scores of a sample that is whole; what is not; None if there is nothing of it."""
+        file, video = self._row(index), self.video(index)
+        prompt, seed = self.suite.prompts[index], self.suite.seeds[index]
         try:
-            content = json.loads(self._row(index).read_text("utf-8"))
-        except FileNotFoundError:
-            raise SuiteError("not finished") from None
-        except ValueError as error:
-            raise SuiteError(f"its scores cannot be read ({error})") from error
-        row = {kind: _numbers(content, kind) for kind in _KINDS}
-        if not self.video(index).is_file():
-            raise VideoError("its video is gone")
-        check_complete(self.video(index))
-        return row
+            row = read_row(read_sealed(file), prompt, seed, self._identity, plain=self._plain)
+        except DamageError as error:
+            damage = _Damage(file, str(error))
+        else:
+            return self._wrong(video, row) or row
+        if damage.why != MISSING:
+            return damage
+        try:
+            check_file(video)
+        except DamageError as error:
+            return None if str(error) == MISSING else _Damage(video, str(error))
+        return damage  # removed, or a kill came between the two files
 
+    def _wrong(self, video: Path, row: Row) -> _Damage | None:
+        """In what a video is not the one that was scored."""
+        try:
+            if row.video is not None and self._digest(video) != row.video:
+                return _Damage(video, CHANGED)
+            check_file(video)
+            check_complete(video)
+        except DamageError as error:
+            return _Damage(video, str(error))
+        except VideoError:
+            return _Damage(video, "is cut short")
+        return None
 
-def fill(
-    folder: SuiteFolder,
-    evaluate: Callable[[Suite], Evaluation],
-    *,
-    rank: int = 0,
-    processes: int = 1,
-    batch_size: int = 8,
-) -> Iterator[int]:
-    """Make the samples that a folder lacks, batch by batch.
+    def _digest(self, video: Path) -> str:
+        """The digest of a video, computed once for as long as it is not touched."""
+        check_file(video)
+        state = video.stat()
+        key = (video, state.st_ino, state.st_size, state.st_mtime_ns)
+        if key not in self._digests:
+            self._digests[key] = file_digest(video)
+        return self._digests[key]
 
-    Those that could not be scored the last time come after them and are made and scored again: what
-    failed may answer now. What has no score once more stays without.
+    def _claim(self) -> tuple[str, bool]:
+        """Write the manifest, or see that the one that is there is ours.
 
-    Args:
-        folder: Where they go.
-        evaluate: Makes and scores a few samples, with their videos (`evaluate_suite`).
-        rank: Number of this process.
-        processes: How many share the work; each takes every so-manieth sample.
-        batch_size: Samples made together, which are lost together if the process is killed.
+        Returns:
+            Its digest, and whether it is of a version that sealed nothing.
+        """
+        wanted = describe(self.suite, self.fps, self.names, self.protocol)
+        identity, file = identity_of(wanted), self.path / MANIFEST
+        try:
+            found, sealed = read_manifest(file)
+            other = difference(found, wanted)
+            if other is None:
+                return identity_of(found), not sealed
+            if not self._has_rows_of(identity):
+                raise SuiteError(
+                    f"{str(file)!r} was made with {other}. Choose another folder, or remove this "
+                    "one."
+                )
+            self._set_aside(file, "belongs to another evaluation")
+        except DamageError as error:
+            if str(error) != MISSING or self._rows():
+                self._set_aside(file, str(error))
+        write_atomic(file, seal(wanted, indent=1))
+        return identity, False
 
-    Yields:
-        How many samples were kept, after each batch.
-    """
-    todo = folder.todo(rank, processes) + folder.unscored(rank, processes)
-    for start in range(0, len(todo), batch_size):
-        chosen = todo[start : start + batch_size]
-        prompts, seeds = folder.suite.prompts, folder.suite.seeds
-        part = Suite(
-            folder.suite.name, tuple(prompts[i] for i in chosen), tuple(seeds[i] for i in chosen)
-        )
-        found = evaluate(part)
-        for place, index in enumerate(chosen):
-            folder.put(index, found.videos[place], _one(found, part, place))
-        yield len(chosen)
+    def _rows(self) -> list[Path]:
+        return sorted((self.path / SCORES).glob("[0-9]*.json"))
 
+    def _has_rows_of(self, identity: str) -> bool:
+        """Whether there are scores of a manifest."""
+        for file in self._rows():
+            try:
+                entries, sealed = read_sealed(file)
+            except DamageError:
+                continue
+            if sealed and entries.get("folder") == identity:
+                return True
+        return False
 
-def _one(found: Evaluation, suite: Suite, place: int) -> Evaluation:
-    """The result of one sample of a batch."""
-    return Evaluation(
-        suite=Suite(suite.name, suite.prompts[place : place + 1], suite.seeds[place : place + 1]),
-        rewards={name: row[place : place + 1] for name, row in found.rewards.items()},
-        judges={name: row[place : place + 1] for name, row in found.judges.items()},
-    )
-
-
-def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:  # Any: float64 [n]
-    names = rows[0].keys()
-    return {name: np.array([row[name] for row in rows], dtype=np.float64) for name in names}
-
-
-def _or_none(score: float) -> float | None:
-    """A score as JSON can hold it."""
-    return None if math.isnan(score) else float(score)
-
-
-def _numbers(content: object, kind: str) -> dict[str, float]:
-    """The scores of one kind in a file; null, and the NaN of other writers, is NaN."""
-    scores = content.get(kind) if isinstance(content, dict) else None
-    if not isinstance(scores, dict):
-        raise SuiteError(f"its scores cannot be read (they have no {kind!r})")
-    for name, score in scores.items():
-        known = isinstance(score, int | float) and not isinstance(score, bool)
-        if score is not None and not (known and not math.isinf(score)):
-            raise SuiteError(f"its score {name!r} is {score!r}, which is not finite")
-    return {name: math.nan if score is None else float(score) for name, score in scores.items()}
-
-
-def _check_names(
-    row: Mapping[str, Mapping[str, float]], first: Mapping[str, Mapping[str, float]]
-) -> None:
-    for kind in _KINDS:
-        if row[kind].keys() != first[kind].keys():
-            raise SuiteError(
-                f"its {kind} are {sorted(row[kind])}, those of others {sorted(first[kind])}"
-            )
-
-
-def _refuse_other(file: Path, wanted: Mapping[str, Any]) -> None:  # Any: what JSON holds
-    try:
-        found = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise SuiteError(f"{str(file)!r} cannot be read ({error}). Remove its folder.") from error
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise SuiteError(
-                f"{str(file)!r} was made with another {name}: {_short(found.get(name))}, now "
-                f"{_short(value)}. Choose another folder, or remove this one."
-            )
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    def _set_aside(self, path: Path, why: str) -> None:
+        """Move a damaged file away, and note a sentence about it."""
+        try:
+            kept = f"kept as {str(set_aside(path, self.path))!r} and "
+        except FileNotFoundError:  # it was removed, or another process was quicker
+            kept = ""
+            if path in self._named:
+                return
+        self._named.add(path)
+        self._lines.append(f"{str(path)!r} {why}: {kept}made again.")
