@@ -260,7 +260,7 @@ def test_a_run_leaves_everything_it_promises_and_its_adapter_makes_videos(
         "report.tex",
     }
     report = json.loads((run_folder / "report.json").read_text())
-    assert report["rewards"]["total"].keys() == {"before", "after", "difference", "interval"}
+    assert report["rewards"]["total"].keys() >= {"before", "after", "difference", "interval"}
     assert report["judges"].keys() == {"pixel_check"}
     assert run("eval", "run", "--num-videos", "3") == 0
     assert json.loads((run_folder / "report.json").read_text())["prompts"] == 3

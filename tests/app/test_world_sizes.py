@@ -12,6 +12,8 @@ SETTINGS = [
     *("rollout.num_prompts=4", "rollout.group_size=2", "rollout.batch_size=2"),
     *("train.steps=2", "train.updates=2", "train.micro_batch=2"),
 ]
+#: Each of four processes gets whole micro-batches of every update.
+FOR_FOUR = ("rollout.num_prompts=8",)
 
 
 def lines(text):
@@ -74,6 +76,7 @@ def test_processes_that_only_sample_change_nothing(
     ids=lambda changes: " ".join(changes) or "default",
 )
 def test_any_run_is_the_same_on_any_number_of_processes(small, alone, processes, count, changes):
+    changes = (*FOR_FOUR, *changes)
     found = lines(processes(SCRIPT, count, *small, *SETTINGS, *changes))
     assert found == alone(*changes)
 
@@ -81,7 +84,7 @@ def test_any_run_is_the_same_on_any_number_of_processes(small, alone, processes,
 @pytest.mark.slow
 @pytest.mark.parametrize("windows", [1, 2])
 def test_a_sharded_base_changes_nothing(small, alone, processes, windows):
-    changes = (f"rollout.windows={windows}", "rollout.num_frames=3")
+    changes = (*FOR_FOUR, f"rollout.windows={windows}", "rollout.num_frames=3")
     sharded = [*small, *SETTINGS, *changes, "distributed.base=sharded"]
     assert lines(processes(SCRIPT, 2, *sharded)) == alone(*changes)
     half = [*sharded, "distributed.shard_ranks=2"]

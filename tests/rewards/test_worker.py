@@ -498,7 +498,8 @@ def test_a_worker_in_an_environment_of_its_own_gives_the_same_scores(make_batch)
     pixels = torch.randint(0, 256, (2, 9, 3, 48, 48), dtype=torch.uint8)
     here = SharpnessVQ()(make_batch(pixels))["score", "sharpness_vq"]
     worker = ScoringWorker(
-        target="astrolabe_rewards.quality:SharpnessVQ", requirements=["packaging"]
+        target="astrolabe_rewards.quality:SharpnessVQ",
+        requirements=["opencv-python-headless"],
     )
     with worker:
         pid = worker.pid
