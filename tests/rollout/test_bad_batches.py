@@ -140,13 +140,20 @@ def test_windows_after_the_first_are_of_the_length_that_the_denoiser_was_made_fo
     ("spoil", "message"),
     [
         (lambda bad: bad[:0], r"the batch \[0\] has no video"),
-        (lambda bad: bad.set(EMBEDS, bad[EMBEDS] * torch.nan), r"'embeds'\) has NaN"),
         (lambda bad: bad.set(EMBEDS, bad[EMBEDS][..., 1:]), r"\[2, 12, 95\]; this .* text of 96"),
     ],
 )
 def test_text_that_makes_no_video_is_refused(modules, spoil, message):
     with pytest.raises(ValueError, match=message):
         modules["policy"](spoil(batch()))
+
+
+@pytest.mark.parametrize("name", ["policy", "group"])
+def test_text_that_is_no_numbers_is_refused(modules, name):
+    bad = batch()
+    bad[EMBEDS][1, 3, 5] = torch.inf
+    with pytest.raises(ValueError, match=r"StreamingPolicy: .*'embeds'\) has NaN or infinite"):
+        modules[name](bad)
 
 
 def test_what_cannot_be_sampled_is_refused_when_a_policy_is_made():

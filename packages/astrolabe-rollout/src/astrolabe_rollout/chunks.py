@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from astrolabe_rollout.batch_cache import BatchCache
 from astrolabe_rollout.checks import kind
 from astrolabe_rollout.codec import DecodeStream
+from astrolabe_rollout.finite import check_latents
 from astrolabe_rollout.model import AnyModel
 from astrolabe_rollout.overview import Overview
 from astrolabe_rollout.sampler import prefill, rebuild, recache, sample_chunk
@@ -100,7 +101,9 @@ class ChunkStream:
         return self._keep(latents)
 
     @torch.no_grad()
-    def next(self, embeds: Tensor, *, cut: bool | Sequence[bool] = False) -> Chunk:
+    def next(
+        self, embeds: Tensor, *, cut: bool | Sequence[bool] = False, check: bool = True
+    ) -> Chunk:
         """Sample the next chunk.
 
         Args:
@@ -109,8 +112,10 @@ class ChunkStream:
             cut: Whether the chunk begins a scene by a hard cut, of all videos or of each: whatever
                 the rule, all but the first and last two frames are forgotten, and the chunk lies
                 far from them in time (Infinity-RoPE).
+            check: Whether to refuse latents that are not finite, for which the CPU waits for them.
 
         Raises:
+            NotFiniteError: If ``check`` finds NaN or infinite numbers.
             ValueError: If there are not as many cuts as videos.
         """
         model, started = self.model, self._frames > 0
@@ -141,6 +146,9 @@ class ChunkStream:
             clean=not model.rebuild,
             visited=visited,
         )
+        if check:
+            what = f"chunk {self._frames // geometry.chunk} of the stream"
+            check_latents(what, latents, geometry.chunk, model.transformer)
         steps = torch.stack(visited, 1) if visited else None
         return self._keep(latents)._replace(steps=steps)
 

@@ -7,7 +7,8 @@ from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
 from astrolabe_rollout.checks import kind
-from astrolabe_rollout.keys import GROUP, READS, SEED, TEXT
+from astrolabe_rollout.finite import is_finite
+from astrolabe_rollout.keys import EMBEDS, GROUP, READS, SEED, TEXT
 
 
 def check_entries(module: str, batch: TensorDictBase, keys: Sequence[NestedKey]) -> None:
@@ -48,6 +49,16 @@ def check_entries(module: str, batch: TensorDictBase, keys: Sequence[NestedKey])
                 f"{module}: {key} is {kind(value)} in a batch {list(batch.batch_size)}. "
                 f"Give {READS[key]}."
             )
+
+
+def check_embeds(module: str, batch: TensorDictBase) -> None:
+    """Refuse text that is no numbers, of which every video would be black.
+
+    Raises:
+        ValueError: Names the entry.
+    """
+    if not is_finite(batch[EMBEDS]):
+        raise ValueError(f"{module}: {EMBEDS} has NaN or infinite numbers. Mend the text encoder.")
 
 
 def check_groups(module: str, flat: TensorDictBase) -> None:

@@ -1,4 +1,4 @@
-"""Errors about files; wrong arguments raise plain ``ValueError`` or ``TypeError``."""
+"""Errors about files and models; wrong arguments raise plain ``ValueError`` or ``TypeError``."""
 
 from collections.abc import Collection
 
@@ -9,6 +9,10 @@ class CheckpointError(ValueError):
 
 class PromptFileError(ValueError):
     """A file of prompts that is missing, empty, not UTF-8, or has an entry that does not fit."""
+
+
+class NotFiniteError(ValueError):
+    """A model that samples NaN or infinite numbers: every video of them would be black."""
 
 
 class PrecisionWarning(UserWarning):

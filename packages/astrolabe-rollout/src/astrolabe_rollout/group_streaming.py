@@ -9,7 +9,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from astrolabe_rollout.chunks import ChunkStream, SeededNoise
-from astrolabe_rollout.entries import check_entries, check_groups
+from astrolabe_rollout.entries import check_embeds, check_entries, check_groups
 from astrolabe_rollout.keys import (
     CONTEXT,
     EMBEDS,
@@ -31,6 +31,7 @@ from astrolabe_rollout.streaming import (
     overview_of,
     refuse_overview,
     refuse_recording,
+    sample_window,
 )
 from astrolabe_rollout.windows import prompts_of_window
 
@@ -145,11 +146,13 @@ class GroupStreamingPolicy(TensorDictModuleBase):
 
         Raises:
             KeyError: If the batch lacks an entry.
+            NotFiniteError: If latents are sampled that are NaN or infinite.
             TypeError: If an entry has another dtype.
-            ValueError: If an entry has another rank, groups are of different size or not together,
-                or the batch mixes windows.
+            ValueError: If an entry has another rank, embeddings are not finite, groups are of
+                different size or not together, or the batch mixes windows.
         """
         check_entries(type(self).__name__, tensordict, self.in_keys)
+        check_embeds(type(self).__name__, tensordict)
         flat = tensordict.reshape(-1)
         check_groups(type(self).__name__, flat)
         index, size = self._index(flat), self._group_size(flat)
@@ -161,8 +164,7 @@ class GroupStreamingPolicy(TensorDictModuleBase):
             self._go_on(heads)
         stream = self._fork(heads, embeds, flat[SEED].tolist(), index)
         stream.noise = SeededNoise(flat[SEED].tolist(), index)
-        chunks = [stream.next(embeds) for _ in range(self.chunks)]
-        latents = torch.cat([chunk.latents for chunk in chunks], 1)
+        chunks, latents = sample_window(stream, embeds, self.chunks, index)
         assert self._context is not None
         context = self._context.repeat_interleave(len(flat) // len(self._context), 0)
         written: dict[NestedKey, Tensor] = {LATENTS: latents, CONTEXT: context}
@@ -190,7 +192,7 @@ class GroupStreamingPolicy(TensorDictModuleBase):
             embeds = self._show(heads, window)
             history = self._require_history(seeds)
             history.noise = SeededNoise(seeds, window)
-            latents = torch.cat([history.next(embeds).latents for _ in range(self.chunks)], 1)
+            _, latents = sample_window(history, embeds, self.chunks, window, " of the histories")
             before = window * self.num_frames
             self._context = next_context(self._context, latents, before, geometry.sink)
 

@@ -8,9 +8,9 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from astrolabe_rollout.checks import without_transforms
-from astrolabe_rollout.chunks import ChunkStream, SeededNoise
-from astrolabe_rollout.entries import check_entries, check_groups
-from astrolabe_rollout.finite import is_finite
+from astrolabe_rollout.chunks import Chunk, ChunkStream, SeededNoise
+from astrolabe_rollout.entries import check_embeds, check_entries, check_groups
+from astrolabe_rollout.finite import check_latents
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.keys import (
     CONTEXT,
@@ -118,6 +118,7 @@ class StreamingPolicy(TensorDictModuleBase):
 
         Raises:
             KeyError: If the batch lacks an entry.
+            NotFiniteError: If latents are sampled that are NaN or infinite.
             TypeError: If an entry has another dtype.
             ValueError: If an entry has another rank, embeddings are not finite, there is no
                 video, or the batch does not go on where the last call ended.
@@ -125,8 +126,7 @@ class StreamingPolicy(TensorDictModuleBase):
         check_entries(type(self).__name__, tensordict, self.in_keys)
         if not tensordict.batch_size.numel():
             raise ValueError(f"the batch {list(tensordict.shape)} has no video. Give one or more.")
-        if not is_finite(tensordict[EMBEDS]):
-            raise ValueError(f"{EMBEDS} has NaN or infinite numbers. Mend the text encoder.")
+        check_embeds(type(self).__name__, tensordict)
         flat = tensordict.reshape(-1)
         check_groups(type(self).__name__, flat)
         index = self._index(flat)
@@ -149,8 +149,7 @@ class StreamingPolicy(TensorDictModuleBase):
         assert self._stream is not None
         assert self._context is not None
         self._stream.noise = SeededNoise(seeds, index)
-        chunks = [self._stream.next(embeds) for _ in range(self.chunks)]
-        latents = torch.cat([chunk.latents for chunk in chunks], 1)
+        chunks, latents = sample_window(self._stream, embeds, self.chunks, index)
         context = self._context
         self._windows = index + 1
         self._context = next_context(context, latents, index * self.num_frames, geometry.sink)
@@ -177,6 +176,31 @@ class StreamingPolicy(TensorDictModuleBase):
                 "index 0 and call once for each window, in order."
             )
         return int(indices[0])
+
+
+def sample_window(
+    stream: ChunkStream, embeds: Tensor, count: int, index: int, of: str = ""
+) -> tuple[list[Chunk], Tensor]:
+    """Sample the chunks of a window; whether they are numbers is looked at once, at its end.
+
+    Args:
+        stream: The videos.
+        embeds: What they show.
+        count: Chunks of a window.
+        index: Of the window, for the message.
+        of: What is sampled, for the message, if not the videos themselves.
+
+    Returns:
+        The chunks, and all their latents ``[B, f, C, h, w]``.
+
+    Raises:
+        NotFiniteError: If latents are NaN or infinite.
+    """
+    chunks = [stream.next(embeds, check=False) for _ in range(count)]
+    latents = torch.cat([chunk.latents for chunk in chunks], 1)
+    model = stream.model
+    check_latents(f"window {index}{of}", latents, model.geometry.chunk, model.transformer)
+    return chunks, latents
 
 
 def meet_collector(policy: Any, geometry: Geometry, collector: Any) -> None:
