@@ -314,6 +314,64 @@ def test_terms_leave_nothing_else_in_the_batch(make_batch):
     assert "scratch" not in batch
 
 
+class Painter(Reward):
+    """Changes what it is shown, in a way of its choice."""
+
+    name, unit = "painter", "level"
+
+    def __init__(self, paint):
+        super().__init__()
+        self._paint = paint
+
+    def score(self, pixels, prompts, fps):
+        self._paint(pixels, fps)
+        return torch.zeros(len(pixels))
+
+
+def through_numpy(pixels, fps):
+    pixels.numpy()[0, 2, 1, 5, 3] += 7
+
+
+PAINTS = {
+    "all at once": ("pixels", lambda pixels, fps: pixels.mul_(2)),
+    "one part": ("pixels", lambda pixels, fps: pixels[:, 1].clamp_(min=9)),
+    "through numpy": ("pixels", through_numpy),
+    "the rate": ("fps", lambda pixels, fps: fps.div_(2)),
+}
+
+
+@pytest.mark.parametrize("paint", PAINTS)
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("on_error", ["raise", "invalid"])
+def test_what_is_shown_to_other_rewards_cannot_be_changed(make_batch, paint, inference, on_error):
+    entry, change = PAINTS[paint]
+    reward = Painter(change)
+
+    def function(batch):
+        change(batch["video", "pixels"], batch["video", "fps"])
+        return batch.set(("score", "function"), torch.zeros(batch.shape))
+
+    alone = rf"changed \('video', '{entry}'\) of the batch in place"
+    terms = {"painter": reward, "function": function}
+    for name, term in terms.items():
+        composite = CompositeReward({name: (term, 1.0)}, on_error=on_error)
+        with torch.inference_mode(inference):
+            batch = make_batch(videos(1, 2))
+            with pytest.raises(RewardError, match=rf"{name}.* {alone}"):
+                composite(batch)
+    with pytest.raises(RewardError, match=f"painter {alone}"):
+        reward(make_batch(videos(1, 2)))
+
+
+def test_a_copy_may_be_changed(make_batch):
+    batch = make_batch(videos(1, 2))
+    Painter(lambda pixels, fps: pixels.clone().zero_())(batch)
+    pixels = torch.zeros(1, 1, 3, 1, 3, dtype=torch.uint8)  # no multiple of eight bytes
+    Painter(lambda pixels, fps: pixels.numpy().copy().fill(3))(make_batch(pixels))
+    with pytest.raises(RewardError, match="in place"):
+        Painter(lambda pixels, fps: pixels.numpy()[..., -1].fill(3))(make_batch(pixels))
+
+
 def test_wrong_pixels_are_never_a_matter_of_single_videos(make_batch):
     composite = CompositeReward({"fussy": (fussy, 1.0)}, on_error="invalid")
     with pytest.raises(TypeError, match=r"not torch\.uint8"):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase
 
 from astrolabe_eval import write_mp4
 from astrolabe_rewards import CachedReward, CompositeReward, Reward
@@ -28,6 +29,13 @@ class Words(Reward):
 
     def score(self, pixels, prompts, fps):
         return torch.tensor([float(len(prompt.split())) for prompt in prompts])
+
+
+class Other(TensorDictModuleBase):
+    in_keys, out_keys = [("video", "pixels"), ("prompt", "metadata")], [("score", "other")]
+
+    def forward(self, batch):
+        return batch.set(("score", "other"), torch.ones(len(batch)))
 
 
 def video(red, frames=3, side=16):
@@ -237,8 +245,23 @@ def test_a_rate_that_nobody_says_is_asked_for():
 
 
 def test_a_prompt_that_is_needed_is_asked_for(tmp_path):
-    with pytest.raises(KeyError, match=r"words: the batch lacks \[\('prompt', 'text'\)\]"):
-        Words().as_reward_fn(fps=8)(GOOD)
+    path = tmp_path / "missing.mp4"  # never looked at
+    renamed = Words(in_keys=["clip", "rate", "caption"])
+    for reward in (Words(), renamed, CompositeReward({"words": (Words(), 1.0)})):
+        with pytest.raises(ValueError, match=r"prompts are read, and the reward function got none"):
+            reward.as_reward_fn(fps=8)(GOOD)
+        with pytest.raises(ValueError, match=r"score_files got none. Give it prompts, one text"):
+            reward.score_files([path])
+    by_prompt = CompositeReward({"level": (Level(), 1.0)}, normalise="group")
+    with pytest.raises(ValueError, match="prompts are read, and score_files got none"):
+        by_prompt.score_files([path])
+    other = CompositeReward({"other": (Other(), 1.0)})
+    with pytest.raises(ValueError, match=r"metadata are read, and the reward function got none"):
+        other.as_reward_fn(fps=8)(GOOD)
+    with pytest.raises(ValueError, match=r"\('prompt', 'metadata'\)\] are read, which score_files"):
+        other.score_files([path])
+    with pytest.raises(VideoError, match=r"missing\.mp4"):
+        Words().score_files([path], ["a"])
     with pytest.raises(TypeError, match="Give a list of videos"):
         Level().score_files(str(tmp_path / "a.mp4"))
     with pytest.raises(TypeError, match=r"paths\[0\] is a ndarray"):

@@ -23,6 +23,7 @@ import pytest
 import torch
 
 from astrolabe_rewards import CompositeReward, FlowMQ, SharpnessVQ, TinyTextReward, channel
+from astrolabe_rewards.errors import RewardError
 from astrolabe_rewards.scoring_process import ScoringProcess
 from astrolabe_rewards.wire import Request, UnavailableError
 from astrolabe_rewards.worker import ScoringWorker
@@ -250,9 +251,12 @@ def test_errors_of_the_scorer_come_back_with_their_class_and_are_not_tried_again
         future.result()
 
 
-def test_a_scorer_that_writes_into_its_pixels_does_not_change_ours(obedient, make_batch):
+def test_a_scorer_that_writes_into_its_pixels_is_refused_and_does_not_change_ours(
+    obedient, make_batch
+):
     batch = levels(make_batch, 3, order="write")
-    assert score(obedient, batch) == [1 / 64]
+    with pytest.raises(RewardError, match=r"obedient changed \('video', 'pixels'\) .* in place"):
+        score(obedient, batch)
     assert batch["video", "pixels"].min() == 3
 
 
@@ -469,7 +473,7 @@ def test_what_cannot_be_made_is_refused_at_once_and_leaves_nothing(obedient, tmp
     before = open_files()
     with pytest.raises(ValueError, match="missing is 3"):
         ScoringWorker(target="obedient:Obedient", options={"missing": 3})
-    with pytest.raises(ModuleNotFoundError, match="No module named 'nothing_here'"):
+    with pytest.raises(ValueError, match="there is no module 'nothing_here'"):
         ScoringWorker(target="nothing_here:Reward")
     assert open_files() == before
 
@@ -530,6 +534,30 @@ def test_a_target_that_makes_no_scorer_is_one_line(tmp_path, monkeypatch, setup,
     monkeypatch.delitem(sys.modules, "obedient", raising=False)
     with pytest.raises(TypeError, match=message) as told:
         build(whole)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("nothing_here:Reward", "there is no module 'nothing_here'"),
+        ("obedient.inner:Reward", r"there is no module 'obedient.inner'"),
+        ("needy:Reward", r"importing it raised ModuleNotFoundError\(\"No module named 'needy_lib"),
+        ("leaving:Reward", r"importing it raised SystemExit\(3\)"),
+        ("obedient:Obedent", "has no 'Obedent'. Did you mean 'Obedient'"),
+        ("obedient:Obedient.scare", "has no 'Obedient.scare'. Did you mean 'score'"),
+    ],
+)
+def test_a_target_that_cannot_be_found_is_one_line(tmp_path, monkeypatch, target, message):
+    (tmp_path / "obedient.py").write_text(OBEDIENT)
+    (tmp_path / "needy.py").write_text("import needy_lib")
+    (tmp_path / "leaving.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "obedient", raising=False)
+    setup = {"target": target, "options": {}, "name": "", "device": None, "path": []}
+    with pytest.raises(ValueError, match=message) as told:
+        build(setup)
+    assert str(told.value).startswith(f"the target {target!r} cannot be ")
     assert "\n" not in str(told.value)
 
 

@@ -23,10 +23,11 @@ from astrolabe_rewards.normalisation import (
     merged,
     standardised,
 )
-from astrolabe_rewards.reward import check_pixels
+from astrolabe_rewards.reward import Reward, check_pixels
 from astrolabe_rewards.reward_fn import Portable
 from astrolabe_rewards.rounding import rounding_key, rounding_of
 from astrolabe_rewards.terms import beside, blur_of, named_terms, one_of, peak_memory
+from astrolabe_rewards.untouched import untouched
 from astrolabe_rewards.wire import UnavailableError
 from astrolabe_rewards.wiring import UNDECLARED, Rewired, Scorer, reads, renamed, written_by
 
@@ -147,14 +148,14 @@ class CompositeReward(Portable):
 
         Raises:
             KeyError: If pixels or the groups are missing.
-            RewardError: If a term does not write its key, or writes anything but one floating
-                number for each video.
+            RewardError: If a term does not write its key, writes anything but one floating number
+                for each video, or changes what it reads.
             TypeError: If pixels are not uint8.
             UnscoredError: If (``on_error="raise"``) a score is not finite.
             ValueError: If shapes are wrong.
         """
         own = self._own()
-        wanted = [own[key] for key in self._required]
+        wanted = self._needed()[: len(self._required)]  # of groups `groups_of` says more
         if missing := [key for key in wanted if tensordict.get(key, None) is None]:
             raise KeyError(
                 f"CompositeReward: the batch lacks {missing}; it reads {self.in_keys}. Add them, "
@@ -205,6 +206,10 @@ class CompositeReward(Portable):
 
     def _score_keys(self) -> dict[str, NestedKey]:
         return {name: self.score_key(name) for name in self.rewards}
+
+    def _needed(self) -> list[NestedKey]:
+        group = [self.group_key] if self.normalise == "group" else []
+        return [self._own()[key] for key in dict.fromkeys([*self._required, *group])]
 
     def _total_key(self) -> NestedKey:
         return self.out_keys[len(self.rewards) + 1]
@@ -317,8 +322,11 @@ class CompositeReward(Portable):
         """
         term = self.rewards[name]
         count = batch.batch_size.numel()
+        shown = renamed(batch, self.in_keys, self._wired[1])
+        own = () if isinstance(term, Reward) else self._wired[1]  # a reward looks itself
         try:
-            out = term(renamed(batch, self.in_keys, self._wired[1]))
+            with untouched(f"CompositeReward: {name!r}", shown, own):
+                out = term(shown)
         except UnscoredError as error:  # an answer too: asking again would bring the same
             if error.scores.numel() != count:
                 raise

@@ -15,6 +15,7 @@ from astrolabe_rewards.errors import RewardError, UnscoredError
 from astrolabe_rewards.keys import FPS, PIXELS, SCORE, TEXT
 from astrolabe_rewards.reward_fn import Portable
 from astrolabe_rewards.rounding import rounding, rounding_key
+from astrolabe_rewards.untouched import untouched
 
 
 def check_pixels(pixels: Tensor, name: str) -> None:
@@ -155,7 +156,7 @@ class Reward(Portable):
         """Score videos; written by subclasses.
 
         Args:
-            pixels: uint8 ``[N, F, 3, H, W]``, N at least 1.
+            pixels: uint8 ``[N, F, 3, H, W]``, N at least 1; not to be changed.
             prompts: N texts if ``needs_text``, else None.
             fps: float32 ``[N]``, frames per second.
 
@@ -170,8 +171,8 @@ class Reward(Portable):
 
         Raises:
             KeyError: If the batch lacks one of ``in_keys``.
-            RewardError: If ``score`` returns anything but one floating number for each video, or
-                reads prompts that it does not declare to need.
+            RewardError: If ``score`` returns anything but one floating number for each video,
+                changes pixels or fps, or reads prompts that it does not declare to need.
             TypeError: If pixels are not uint8 or prompts are not texts.
             ValueError: If shapes are wrong or a score is not finite, NaN of ``may_fail`` excepted.
         """
@@ -195,7 +196,8 @@ class Reward(Portable):
         if count == 0:
             scores = torch.zeros(0)
         else:
-            with torch.inference_mode(), _no_autocast():
+            given = untouched(self.name, tensordict, self.in_keys[:2])
+            with given, torch.inference_mode(), _no_autocast():
                 scores = self._call_score(pixels.flatten(0, len(shape) - 1), prompts, fps)
         if scores.dtype.itemsize < 4:
             blur = rounding(scores, scores.dtype).to(pixels.device, torch.float32).clone()
@@ -206,6 +208,9 @@ class Reward(Portable):
 
     def _score_keys(self) -> dict[str, NestedKey]:
         return {self.name: self.out_keys[0]}
+
+    def _needed(self) -> list[NestedKey]:
+        return self.in_keys
 
     def fingerprint(self) -> str:
         """Return a short digest of class, settings and weights: equal digests score equally.

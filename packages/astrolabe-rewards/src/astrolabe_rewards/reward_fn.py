@@ -56,7 +56,8 @@ class Portable(Rewired):
 
         Raises:
             ValueError: If an option is out of its range. The function raises it, or TypeError, for
-                videos and prompts that are none, do not fit each other or have no frame rate.
+                videos and prompts that are none, do not fit each other or have no frame rate, and
+                if what is read is not given.
         """
         if fps is not None:
             _checked_rate("fps", fps)
@@ -85,7 +86,8 @@ class Portable(Rewired):
                 )
             if ref_images is not None:
                 raise ValueError(f"{self._wired[0]}: ref_images are given, and nothing reads them.")
-            found = self._score_all(split(images), prompts, metadata, fps, batch_size, AVERAGE)
+            videos = split(images)
+            found = self._score_all(videos, prompts, metadata, fps, batch_size, AVERAGE)
             info = {"scores": found, "unscored": sum(map(math.isnan, found[total]))}
             return (found if by_name else found[total]), info
 
@@ -113,7 +115,8 @@ class Portable(Rewired):
         Raises:
             ModuleNotFoundError: If PyAV is not installed.
             TypeError: If paths or prompts are no lists of texts.
-            ValueError: If there are not as many prompts as files.
+            ValueError: If there are not as many prompts as files, none where they are read, or
+                something is read that files do not have.
             VideoError: If a file cannot be read.
         """
         files = split(paths)
@@ -129,6 +132,38 @@ class Portable(Rewired):
     def _total_key(self) -> NestedKey | None:
         """Where the sum of the scores is written, if there is one."""
         return None
+
+    def _needed(self) -> list[NestedKey]:
+        """Entries that a batch must have to be scored."""
+        raise NotImplementedError
+
+    def _check_given(self, whole: TensorDictBase, call: str) -> None:
+        """Refuse videos without what is read beside them, in the words of who hands them over."""
+
+        def missing(batch: TensorDictBase) -> list[NestedKey]:
+            shown = self.shown(batch)
+            return [key for key in self._needed() if shown.get(key, None) is None]
+
+        probe = whole[:1].clone()
+        probe[PIXELS], probe[FPS] = torch.zeros(1, 1, 3, 1, 1, dtype=torch.uint8), torch.ones(1)
+        lacking = missing(probe)
+        if not lacking:
+            return
+        described = _described(self._wired[0], 1, [""], [{}])
+        if len(missing(probe.clone().update(described.select(TEXT, GROUP)))) < len(lacking):
+            raise ValueError(
+                f"{self._wired[0]}: prompts are read, and {call} got none. Give it prompts, one "
+                "text for each video."
+            )
+        if call != "score_files" and not missing(probe.clone().update(described)):
+            raise ValueError(
+                f"{self._wired[0]}: metadata are read, and {call} got none. Give it metadata, one "
+                "dictionary for each video."
+            )
+        raise ValueError(
+            f"{self._wired[0]}: {lacking} are read, which {call} cannot give. Make a batch that "
+            "has them, a TensorDict, and call the reward on it."
+        )
 
     def _score_part(self, part: TensorDictBase) -> TensorDictBase:
         """Write the scores of some videos."""
@@ -154,6 +189,8 @@ class Portable(Rewired):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size!r}. Give a whole number of at least 1.")
         whole = _described(who, len(videos), prompts, given)
+        if videos:  # before minutes are spent on reading them
+            self._check_given(whole, "score_files" if total == TOTAL else "the reward function")
         keys = self._score_keys()
         rows: list[dict[NestedKey, Tensor]] = [{} for _ in videos]
         waiting: dict[tuple[object, ...], list[tuple[int, Tensor, float]]] = {}

@@ -66,7 +66,8 @@ class ScoringWorker(Reward):
     Raises:
         UnavailableError: If the process died or was too slow while it started.
         TypeError: If ``target`` is no text, or makes no scorer.
-        ValueError: If an option is out of its range or the process runs another schema.
+        ValueError: If an option is out of its range, ``target`` cannot be imported there, or the
+            process runs another schema.
         Exception: What the target's constructor raises.
 
     Example:

@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 from dataclasses import asdict
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -55,10 +56,7 @@ def main() -> None:
 def build(setup: dict[str, Any]) -> Scorer:  # Any: JSON
     """Make the scorer: import ``target``, call it with ``options``, move it to ``device``."""
     sys.path.extend(path for path in setup["path"] if path not in sys.path)
-    module, _, attribute = setup["target"].partition(":")
-    made: Any = import_module(module)  # Any: a module, then what is in it
-    for part in attribute.split("."):
-        made = getattr(made, part)
+    made = _find(setup["target"])
     if not callable(made):
         raise TypeError(f"{setup['target']} is a {type(made).__name__}, which makes no scorer.")
     _check_call(setup["target"], made, setup["options"])
@@ -80,6 +78,32 @@ def build(setup: dict[str, Any]) -> Scorer:  # Any: JSON
     load(scorer)
     result: Scorer = scorer
     return result
+
+
+def _find(target: str) -> Any:  # Any: whatever a module holds
+    """Import what a worker is to call."""
+    module, _, attribute = target.partition(":")
+    try:
+        found: Any = import_module(module)  # Any: a module, then what is in it
+    # Whatever the code of a module may raise when it is run, its own exit included.
+    except (Exception, SystemExit) as error:
+        gone = error.name if isinstance(error, ModuleNotFoundError) else None
+        absent = gone is not None and f"{module}.".startswith(f"{gone}.")
+        said = f"there is no module {gone!r}" if absent else f"importing it raised {error!r}"
+        raise ValueError(
+            f"the target {target!r} cannot be imported by {sys.executable}: {said}. Correct the "
+            "name, or install there what holds it (options 'python' and 'requirements')."
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            close = get_close_matches(part, dir(found), n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"the target {target!r} cannot be found: {module} is there and has no "
+                f"{attribute!r}.{hint} Correct the name."
+            )
+        found = getattr(found, part)
+    return found
 
 
 def _check_call(target: str, made: Any, options: dict[str, Any]) -> None:  # Any: from elsewhere
