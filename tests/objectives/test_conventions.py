@@ -189,20 +189,36 @@ def test_target_updaters_of_torchrl_move_old_and_nothing_else(moved):
     if moved:
         loss.to(torch.float64)
     assert loss.snapshots.deviation("old") == 0
-    reference = loss.snapshots.values("reference")["weight"].clone()
-    with torch.no_grad():
-        loss.network.module.weight += 1
-    live = loss.network.module.weight.detach().clone()
-    update.step()
-    assert_close(loss.snapshots.values("old")["weight"], live - 0.75)
+    core = loss.network.module
+
+    def step(updater):
+        """Move the policy and update; return how old was before and is now."""
+        with torch.no_grad():
+            core.weight += 1
+            core.bias -= 2
+        before = copy.deepcopy(loss.state_dict())
+        updater.step()
+        after = loss.state_dict()
+        moves = {
+            name
+            for name, value in after.items()
+            if isinstance(value, torch.Tensor) and not value.equal(before[name])
+        }
+        assert moves <= {"snapshots.old.weight", "snapshots.old.bias"}
+        return before["snapshots.old.weight"], loss.snapshots.values("old")
+
+    _, old = step(update)
+    assert_close(old["weight"], core.weight.detach() - 0.75)
+    assert_close(old["bias"], core.bias.detach() + 1.5)
     with loss.snapshots.use("old"):
-        assert_close(loss.network.module.weight, live - 0.75)
-    assert loss.snapshots.values("reference")["weight"].equal(reference)
-    assert loss.network.module.weight.equal(live)
-    hard = HardUpdate(loss, value_network_update_interval=1)
-    with torch.no_grad():
-        loss.network.module.weight += 1
-    hard.step(), hard.step()
+        assert core.weight.equal(old["weight"])
+    hard = HardUpdate(loss, value_network_update_interval=1)  # every second step, by its count
+    before, old = step(hard)
+    assert old["weight"].equal(before)
+    assert not old["weight"].equal(core.weight)
+    before, old = step(hard)
+    assert old["weight"].equal(core.weight)
+    assert old["bias"].equal(core.bias)
     assert loss.snapshots.deviation("old") == 0
 
 
