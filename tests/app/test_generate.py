@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from astrolabe.errors import ConfigError
 from astrolabe.generate import _chunks
 from astrolabe.generation import read_scripts
 from astrolabe.jobs import Job, Manifest, Part, batches
-from astrolabe_eval import read_mp4, write_mp4
+from astrolabe_eval import Mp4Writer, read_mp4, write_mp4
 from astrolabe_rollout.chunks import ChunkStream
 from astrolabe_rollout.tiny import build_tiny
 
@@ -217,3 +218,87 @@ def test_a_manifest_that_went_through_an_editor_is_read(folder, change):
     again = Manifest(folder, {})
     assert again.missing(JOBS, overwrite=False) == []
     assert again.damaged == []
+
+
+PROMPTS = ["a red circle", "a blue square moves left", "a triangle", "a red circle", "a cat"]
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Frames of each file as they were made, before a codec."""
+    frames = {}
+
+    class Writer(Mp4Writer):
+        def __enter__(self):
+            frames[self.path] = []
+            return super().__enter__()
+
+        def add(self, video):
+            frames[self.path].append(video)
+            super().add(video)
+
+    monkeypatch.setattr("astrolabe.generate.Mp4Writer", Writer)
+    return lambda path: np.concatenate(frames[path])
+
+
+def test_a_kill_in_the_middle_of_a_batch_changes_no_pixel(
+    folder, random_model, monkeypatch, written
+):
+    command = ["generate", *PROMPTS, "--frames", "9", "--batch-size", "3", *random_model]
+    assert run(*command) == 0
+    paths = sorted(Path("videos").glob("*.mp4"))
+    whole = [written(path) for path in paths]
+    for path in paths[1:]:
+        path.unlink()
+    add, told = Manifest.add, []
+
+    def dies(self, *arguments):
+        if len(told) == 1:
+            raise KeyboardInterrupt
+        told.append(arguments)
+        add(self, *arguments)
+
+    monkeypatch.setattr(Manifest, "add", dies)
+    assert run(*command) == 130
+    monkeypatch.setattr(Manifest, "add", add)
+    assert [path for path in paths if path.exists()] == paths[:1]
+    assert run(*command) == 0
+    for path, frames in zip(paths, whole, strict=True):
+        assert (written(path) == frames).all()
+
+
+def test_videos_that_were_changed_are_named_kept_and_made_again(
+    folder, random_model, capsys, written
+):
+    command = ["generate", *PROMPTS, "--frames", "9", "--batch-size", "3", *random_model]
+    assert run(*command) == 0
+    paths = sorted(Path("videos").glob("*.mp4"))
+    whole, other = [written(path) for path in paths], paths[4].read_bytes()
+    paths[0].write_bytes(b"")
+    paths[1].write_bytes(paths[1].read_bytes()[:-1] + b"x")
+    paths[2].unlink()
+    paths[2].mkdir()
+    paths[3].write_bytes(other)
+    capsys.readouterr()
+    assert run(*command) == 0
+    told = capsys.readouterr().err
+    assert f"{str(paths[0])!r} does not hold what was written" in told
+    assert f"{str(paths[2])!r} is a folder" in told
+    assert told.count("made again.") == 4
+    for path, frames in zip(paths, whole, strict=True):
+        assert (written(path) == frames).all()
+    kept = sorted(Path("videos/damaged").iterdir())
+    assert len(kept) == 4
+    assert kept[3].read_bytes() == other
+    capsys.readouterr()
+    assert run(*command) == 0
+    assert "5 of 5 videos are there already" in capsys.readouterr().err
+
+
+def test_videos_of_which_no_digest_was_noted_are_believed_and_that_is_said(folder):
+    made(folder)
+    manifest = Manifest(folder, {})
+    assert manifest.missing(JOBS, overwrite=False) == []
+    (note,) = manifest.notes
+    assert "3 videos" in note
+    assert "believed" in note

@@ -1,7 +1,7 @@
 """Videos from prompts: chunk by chunk into mp4 files, while they are made."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,9 @@ from torch.nn.functional import interpolate
 
 from astrolabe.clock import peak_memory
 from astrolabe.errors import ConfigError
-from astrolabe.jobs import Job, Manifest, batches
+from astrolabe.jobs import Job, Manifest
 from astrolabe_eval import Mp4Writer, read_mp4
+from astrolabe_eval.sealed import file_digest
 from astrolabe_rollout.chunks import Chunk, ChunkStream
 from astrolabe_rollout.model import VideoModel
 
@@ -43,19 +44,18 @@ class Progress:
 
 def generate_videos(
     model: VideoModel,
-    jobs: Sequence[Job],
+    work: Iterable[tuple[list[Job], list[Job]]],
     manifest: Manifest,
     *,
-    batch_size: int = 8,
     begin: Tensor | None = None,
 ) -> Iterator[Progress]:
-    """Write one mp4 for each job.
+    """Write one mp4 for each job that is left.
 
     Args:
         model: The model.
-        jobs: What to make, see `astrolabe.jobs`.
+        work: From `astrolabe.jobs.whole_batches`. A batch is sampled whole, as its videos were the
+            first time: their pixels may depend on it.
         manifest: Of the folder of the files; gets a line for each video that is complete.
-        batch_size: Videos sampled together.
         begin: Clean latents ``[1, n, C, h, w]`` with which every video starts, see `beginning`.
 
     Yields:
@@ -64,14 +64,14 @@ def generate_videos(
     Raises:
         OSError: If a file cannot be written.
     """
-    for batch in batches(jobs, batch_size):
-        yield from _write(model, batch, manifest, begin)
+    for batch, left in work:
+        yield from _write(model, batch, left, manifest, begin)
 
 
 def _write(
-    model: VideoModel, batch: list[Job], manifest: Manifest, begin: Tensor | None
+    model: VideoModel, batch: list[Job], left: list[Job], manifest: Manifest, begin: Tensor | None
 ) -> Iterator[Progress]:
-    """Sample the videos of one batch together, each into its file."""
+    """Sample the videos of one batch together, those that are left each into its file."""
     given = 0 if begin is None else begin.shape[1]
     total = batch[0].chunks * model.geometry.chunk
     start, first, frames = time.perf_counter(), 0.0, 0
@@ -83,19 +83,20 @@ def _write(
             stack.enter_context(
                 Mp4Writer(manifest.folder / f"{job.name}.mp4", model.fps, min_side=192)
             )
-            for job in batch
+            for job in left
         ]
+        rows = [batch.index(job) for job in left]
         latent_frames = 0
         for chunk in _chunks(model, stream, batch, begin):
             assert chunk.pixels is not None
-            for writer, video in zip(writers, chunk.pixels.cpu().numpy(), strict=True):
+            for writer, video in zip(writers, chunk.pixels[rows].cpu().numpy(), strict=True):
                 writer.add(video)
             seconds = time.perf_counter() - start
             first = first or seconds
             frames += chunk.pixels.shape[1]
             latent_frames += chunk.latents.shape[1]
             share = latent_frames / (given + total)
-            progress = Progress(batch, frames, share, seconds, first, peak_memory())
+            progress = Progress(left, frames, share, seconds, first, peak_memory())
             if share < 1:
                 yield progress
         figures = {
@@ -106,9 +107,9 @@ def _write(
         }
         # Lines come before the files have their names: a line without its file does no harm, while
         # a file under the line of an earlier one would pass for what it is not.
-        for job in batch:
+        for job, writer in zip(left, writers, strict=True):
             (manifest.folder / f"{job.name}.mp4").unlink(missing_ok=True)
-            manifest.add(job, figures)
+            manifest.add(job, figures, file_digest(writer.finish()))
     yield progress
 
 

@@ -24,6 +24,7 @@ from astrolabe.jobs import (
     scenes_to_parts,
     share_of_work,
     switches_to_parts,
+    whole_batches,
 )
 from astrolabe.run_folder import RunFolder
 from astrolabe.sampling import load_trained
@@ -31,9 +32,6 @@ from astrolabe_eval.files import check_place
 from astrolabe_rollout.model import VideoModel
 from astrolabe_rollout.prompt_files import PROMPT, SCRIPT, Row, read_rows
 from astrolabe_rollout.scenes import Scene, parse_scenes, read_interactive
-
-TEXTS = 16
-"""Prompts encoded together."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +84,14 @@ def perform(request: Request, say: Callable[[str], None]) -> None:
     # Shared out before anything is made: what is missing changes while other processes work.
     own = jobs[rank::world]
     left = manifest.missing(own, overwrite=request.overwrite)
+    for note in manifest.notes:
+        typer.echo(note, err=True)
     if len(left) < len(own):
         typer.echo(f"{len(own) - len(left)} of {len(own)} videos are there already.", err=True)
     begin = None if request.begin is None else generate.beginning(request.begin, model)
-    embed_all(model, left)
-    made = generate.generate_videos(
-        model, left, manifest, batch_size=request.batch_size, begin=begin
-    )
+    work = whole_batches(own, request.batch_size, left)
+    embed_all(model, [job for batch, _ in work for job in batch])
+    made = generate.generate_videos(model, work, manifest, begin=begin)
     _show(made, request.out, say)
 
 
@@ -172,11 +171,14 @@ def _model(request: Request) -> tuple[VideoModel, int, dict[str, object]]:
 
 
 def embed_all(model: VideoModel, jobs: Sequence[Job]) -> None:
-    """Encode every prompt once, then free the text encoder: UMT5 takes more room than Wan 1.3B."""
+    """Encode every prompt once, then free the text encoder: UMT5 takes more room than Wan 1.3B.
+
+    Each by itself, as the last bits depend on what is encoded together.
+    """
     prompts = sorted({part.prompt for job in jobs for part in job.parts})
     model.encoder.remember = max(model.encoder.remember, len(prompts))
-    for first in range(0, len(prompts), TEXTS):
-        model.text(prompts[first : first + TEXTS])
+    for prompt in prompts:
+        model.text([prompt])
     model.encoder.release()
     if model.encoder.num_cut:
         typer.echo(f"{model.encoder.num_cut} prompts are longer than the model reads.", err=True)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -14,7 +14,9 @@ import torch
 
 from astrolabe.errors import ConfigError
 from astrolabe.line_files import read_lines
+from astrolabe_eval.errors import DamageError
 from astrolabe_eval.files import append_line
+from astrolabe_eval.sealed import CHANGED, file_digest, set_aside
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.scenes import Scene
 
@@ -114,6 +116,18 @@ def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
             yield group[first : first + size]
 
 
+def whole_batches(
+    jobs: Sequence[Job], size: int, left: Collection[Job]
+) -> list[tuple[list[Job], list[Job]]]:
+    """Return the batches of all jobs that lack some, and which they lack.
+
+    What is there already changes no batch, so that a call that was interrupted makes the same
+    videos as one that was not.
+    """
+    work = [(batch, [job for job in batch if job in left]) for batch in batches(jobs, size)]
+    return [(batch, lacking) for batch, lacking in work if lacking]
+
+
 class Manifest:
     """What a folder of videos holds: one line of JSON a video, written when its file is complete.
 
@@ -130,11 +144,15 @@ class Manifest:
         self.path = folder / (MANIFEST if rank == 0 else f"manifest-{rank}.jsonl")
         self.known: dict[str, Settings] = {}
         self.damaged: list[str] = []
+        self.notes: list[str] = []
+        self._digests: dict[str, list[tuple[Settings, str | None]]] = {}
         for path in sorted(folder.glob("manifest*.jsonl")):
             for line in read_lines(path.read_bytes()):
                 entry = line.entry or {}
                 if isinstance(entry.get("file"), str) and "settings" in entry:
                     self.known[entry["file"]] = entry["settings"]
+                    made = self._digests.setdefault(entry["file"], [])
+                    made.append((entry["settings"], entry.get("sha256")))
                 else:
                     problem = line.problem or "it has no file or no settings"
                     self.damaged.append(f"line {line.number} of {path} is damaged ({problem})")
@@ -146,36 +164,57 @@ class Manifest:
         return decoded
 
     def missing(self, jobs: Sequence[Job], *, overwrite: bool) -> list[Job]:
-        """Return the jobs whose videos are not there yet.
+        """Return the jobs whose videos are not there as they were written.
+
+        One that was changed since is moved to ``damaged/``; ``notes`` gets a sentence about it.
 
         Raises:
             ConfigError: If a video is there that was made with other settings.
+            OSError: If a video cannot be read.
         """
         if overwrite:
             return list(jobs)
-        left = []
+        left, believed = [], 0
         for job in jobs:
-            file = f"{job.name}.mp4"
-            there = (self.folder / file).exists()
-            if there and self.known.get(file) != self.settings(job):
+            file, settings = f"{job.name}.mp4", self.settings(job)
+            path = self.folder / file
+            if not os.path.lexists(path):
+                left.append(job)
+                continue
+            if self.known.get(file) != settings:
                 why = "was made with other settings"
                 if file not in self.known and self.damaged:
                     why = f"nothing is known of it: {self.damaged[0]}"
                 raise ConfigError(
-                    f"{str(self.folder / file)!r} exists and {why}. "
+                    f"{str(path)!r} exists and {why}. "
                     "Choose another --out, or replace it with --overwrite."
                 )
-            if not there:
+            digests = [digest for made, digest in self._digests[file] if made == settings]
+            try:
+                found = file_digest(path)
+                believed += None in digests
+                damage = None if found in digests or None in digests else CHANGED
+            except DamageError as error:
+                damage = str(error)
+            if damage is not None:
+                kept = set_aside(path, self.folder)
+                self.notes.append(f"{str(path)!r} {damage}: kept as {str(kept)!r} and made again.")
                 left.append(job)
+        if believed:
+            self.notes.append(
+                f"{believed} videos in {str(self.folder)!r} were made by a version that noted no "
+                "digests; they are believed as they are."
+            )
         return left
 
-    def add(self, job: Job, figures: Settings) -> None:
-        """Note a finished video.
+    def add(self, job: Job, figures: Settings, sha256: str | None = None) -> None:
+        """Note a finished video, and the digest of its file.
 
         Raises:
             OSError: If the line cannot be written.
         """
         entry = {"file": f"{job.name}.mp4", "settings": self.settings(job), "figures": figures}
+        entry |= {"sha256": sha256} if sha256 else {}
         append_line(self.path, json.dumps(entry, ensure_ascii=False).encode())
 
 

@@ -117,7 +117,7 @@ class Mp4Writer:
         self._place = replacing(self.path)
         self._container: av.container.OutputContainer | None = None
         self._stream: av.VideoStream | None = None
-        self._size = (0, 0)
+        self._size, self._ended = (0, 0), False
 
     def __enter__(self) -> Self:
         self._part = self._place.__enter__()
@@ -135,7 +135,7 @@ class Mp4Writer:
                 stack.callback(self._container.close)
             if error is not None:
                 raise error
-            self._finish()
+            self.finish()
 
     def add(self, frames: ArrayLike) -> None:
         """Append ``uint8 [F, 3, H, W]``."""
@@ -173,10 +173,19 @@ class Mp4Writer:
         context.color_range = _LIMITED_RANGE
         self._stream = stream
 
-    def _finish(self) -> None:
+    def finish(self) -> Path:
+        """End the video; return the hidden file that holds it until the block ends.
+
+        Raises:
+            ValueError: If there are no frames.
+        """
         if self._stream is None or self._container is None:
             raise ValueError(f"there are no frames for {str(self.path)!r}. Add some.")
-        self._container.mux(self._stream.encode(None))
+        if not self._ended:
+            self._ended = True
+            self._container.mux(self._stream.encode(None))
+            self._container.close()
+        return self._part
 
 
 def write_mp4(
