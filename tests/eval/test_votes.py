@@ -153,7 +153,7 @@ def test_broken_missing_and_double_files_are_refused(page):
     key = page / "votes-key.json"
     with pytest.raises(VoteError, match="no votes in"):
         read_votes(page, key)
-    with pytest.raises(VoteError, match="cannot be read"):
+    with pytest.raises(VoteError, match="is missing"):
         read_votes(page / "none.json", key)
     _save(page, "anna", lambda number: "dawn")
     _save(page, "anna", lambda number: "tie", name="anna (1)")
@@ -168,6 +168,34 @@ def test_broken_missing_and_double_files_are_refused(page):
     content = _key(page)
     content["pairs"]["pair-1"]["after"] = "up"
     key.write_text(json.dumps(content))
+    with pytest.raises(VoteError, match="does not hold what was written"):
+        read_votes(page, key)
+
+
+def test_a_key_in_which_one_side_was_swapped_is_refused(page):
+    _save(page, "anna", lambda number: "dawn")
+    key = page / "votes-key.json"
+    whole = key.read_bytes()
+    key.write_bytes(whole.replace(b'"right"', b'"left"', 1))
+    with pytest.raises(VoteError, match="does not hold what was written"):
+        read_votes(page, key)
+    key.write_bytes(whole.replace(b'"sha256"', b'"sha255"'))
+    with pytest.raises(VoteError, match="has been changed"):
+        read_votes(page, key)
+    key.write_bytes(b"")
+    with pytest.raises(VoteError, match=r"is empty. Give votes-key\.json"):
+        read_votes(page, key)
+
+
+def test_a_key_of_a_version_without_seals_is_read(page):
+    _save(page, "anna", lambda number: "dawn")
+    key = page / "votes-key.json"
+    sealed = read_votes(page, key)
+    entries = json.loads(key.read_bytes())
+    assert entries.pop("sha256")
+    key.write_text(json.dumps(entries))
+    assert read_votes(page, key) == sealed
+    key.write_text(json.dumps(entries | {"labels": ["dusk"]}))
     with pytest.raises(VoteError, match="has been changed"):
         read_votes(page, key)
 

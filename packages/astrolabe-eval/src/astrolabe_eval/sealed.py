@@ -58,7 +58,7 @@ def unseal(data: bytes) -> Content:
     if not data:
         raise DamageError("is empty")
     try:
-        entries = json.loads(data.decode("utf-8", "surrogatepass"))
+        entries = json.loads(data)
     except (ValueError, RecursionError):
         raise DamageError("is no JSON") from None
     if not isinstance(entries, dict):

@@ -1,10 +1,10 @@
 """The two files of a vote: what the page saves, and the key that says which side was which."""
 
-import json
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypedDict, cast
 
-from astrolabe_eval.errors import VoteError
+from astrolabe_eval.errors import DamageError, VoteError
+from astrolabe_eval.sealed import read_sealed
 
 Side = Literal["left", "right"]
 Choice = Literal["left", "tie", "right"]
@@ -47,9 +47,12 @@ def read_key(path: Path) -> Key:
     """
     content = _read_json(path, KEY_FORMAT, "votes-key.json, which was written beside the page")
     pairs = content.get("pairs")
+    labels = content.get("labels")
     if not (
-        isinstance(content.get("page"), str)
-        and isinstance(content.get("labels"), list)
+        content.keys() == Key.__annotations__.keys()
+        and isinstance(content["page"], str)
+        and isinstance(labels, list)
+        and [type(label) for label in labels] == [str, str]
         and isinstance(pairs, dict)
         and all(
             isinstance(pair, dict)
@@ -91,14 +94,14 @@ def read_ballot(path: Path, key: Key) -> Ballot:
 
 def _read_json(path: Path, expected: str, wanted: str) -> dict[str, object]:
     try:
-        content = json.loads(path.read_bytes())
+        content, _ = read_sealed(path)  # the key is sealed, what browsers save is not
     except OSError as error:
         raise VoteError(
             f"{str(path)!r} cannot be read ({error.strerror}). Give {wanted}."
         ) from error
-    except ValueError as error:
-        raise VoteError(f"{str(path)!r} is no JSON ({error}). Give {wanted}.") from error
-    found = content.get("format") if isinstance(content, dict) else None
+    except DamageError as error:
+        raise VoteError(f"{str(path)!r} {error}. Give {wanted}.") from error
+    found = content.get("format")
     if found != expected:
         raise VoteError(f"{str(path)!r} has format {found!r}, not {expected!r}. Give {wanted}.")
-    return cast(dict[str, object], content)
+    return content

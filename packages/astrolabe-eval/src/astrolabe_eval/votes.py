@@ -18,6 +18,7 @@ from astrolabe_eval.files import write_atomic
 from astrolabe_eval.pairing import check_pairs
 from astrolabe_eval.report import page_template
 from astrolabe_eval.scoring import Evaluation
+from astrolabe_eval.sealed import seal
 from astrolabe_eval.vote_files import (
     KEY_FORMAT,
     VOTES_FORMAT,
@@ -116,7 +117,7 @@ def write_votes(
     )
     paths = Path(folder) / "votes.html", Path(folder) / "votes-key.json"
     # The key first: votes on a page without its key are worth nothing.
-    write_atomic(paths[1], f"{json.dumps(key, indent=2, ensure_ascii=False)}\n".encode())
+    write_atomic(paths[1], seal({**key}, indent=2))
     write_atomic(paths[0], page.encode())
     return paths
 
