@@ -5,7 +5,7 @@ import pytest
 
 from astrolabe.config import Advantage, Disagreement, Part, RewardTerm, Rollout, Run, Train
 from astrolabe.errors import ConfigError
-from astrolabe.load import from_json, load, overlay_names, recipe_names, to_json
+from astrolabe.load import changed, from_json, load, overlay_names, recipe_names, to_json
 from astrolabe.registry import find, options_of
 
 
@@ -83,6 +83,46 @@ def test_another_part_does_not_inherit_options():
 
 def test_override_without_quotes_is_a_text():
     assert load(["tiny"], ["rollout.prompts=my prompts.txt"]).rollout.prompts == "my prompts.txt"
+
+
+def test_an_entry_of_a_table_is_taken_out_and_any_other_setting_is_as_by_default():
+    plain = load(["tiny"])
+    run = load(["tiny"], unset=["rewards.flow_mq", "train.lr", "evaluation.judges"])
+    assert run.rewards.keys() == plain.rewards.keys() - {"flow_mq"}
+    assert run.train == replace(plain.train, lr=Train().lr)
+    assert run.evaluation == replace(plain.evaluation, judges={})
+    assert changed(plain, [], ["rewards.flow_mq"]).rewards == run.rewards
+
+
+def test_what_is_taken_out_can_be_set_anew():
+    new = ["rewards.flow_mq.weight=2", "rewards.flow_mq.name=sharpness_vq"]
+    run = load(["tiny"], [*new, "disagreement.mode=none"], unset=["rewards.flow_mq"])
+    assert run.rewards["flow_mq"] == RewardTerm(weight=2.0, name="sharpness_vq")
+    assert list(run.rewards)[-1] == "flow_mq"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "rewards.flow_mg",
+            r"Did you mean rewards\.flow_mq\? In rewards there are: ",
+        ),
+        ("evaluation.judges.x", r"no such entry\. In evaluation\.judges there are: pixel_check\."),
+        ("trian.lr", r"no such entry\. In trian there are: none"),
+        ("train.lr.x", r"no such entry"),
+        ("nothing", r"no such entry\. In a run there are: model, rewards"),
+        ("train.lr=3", r"names no setting\. Write its name without a value"),
+        ("train.", r"names no setting"),
+        ("", r"names no setting"),
+        ("model.name", r"model\.name is not set and has no default\. Add --set model\.name=VALUE"),
+        ("rewards", r"rewards has no term with a weight"),
+    ],
+)
+def test_what_cannot_be_taken_out_is_named(name, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(["tiny"], unset=[name])
+    assert str(caught.value).startswith(f"--unset {name}")
 
 
 def test_a_whole_number_is_a_number():

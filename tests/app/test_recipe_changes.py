@@ -38,3 +38,10 @@ def test_every_safe_name_is_a_setting(small_run):
         value = small_run
         for part in name.split("."):
             value = getattr(value, part)
+
+
+def test_rewards_in_another_order_are_another_sum(small_run):
+    turned = replace(small_run, rewards=dict(reversed(small_run.rewards.items())))
+    assert list(differences(small_run, turned)) == ["rewards (order)"]
+    with pytest.raises(ConfigError, match=r"another rewards \(order\) it would be another run"):
+        check_changes(small_run, turned, force=True)

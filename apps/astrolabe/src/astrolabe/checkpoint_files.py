@@ -25,6 +25,9 @@ REWARD = "reward/total"
 #: Digest of the manifest's other entries.
 SEAL = "sha256"
 
+#: The settings that a checkpoint was trained with; earlier versions kept none.
+SETTINGS = "settings"
+
 
 def name_of(step: int) -> str:
     """Name of the folder of the checkpoint after ``step`` finished steps."""
@@ -36,13 +39,16 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def publish(part: Path, final: Path, reward: float | None) -> None:
+def publish(
+    part: Path, final: Path, reward: float | None, settings: dict[str, Any] | None = None
+) -> None:
     """Turn a folder with all files of a checkpoint into a checkpoint.
 
     Args:
         part: The folder; gone afterwards.
         final: Its new name, beside it.
         reward: Mean reward of the videos of its step, if there is one.
+        settings: Those that it was trained with, as JSON holds them. Any: they have many types.
 
     Raises:
         OSError: If the disk is full or fails; ``final`` is not there then.
@@ -53,6 +59,8 @@ def publish(part: Path, final: Path, reward: float | None) -> None:
         REWARD: reward if reward is not None and math.isfinite(reward) else None,
         "files": _digests(part),
     }
+    if settings is not None:
+        manifest[SETTINGS] = settings
     manifest[SEAL] = _seal(manifest)
     write_atomic(part / MANIFEST, json.dumps(manifest, indent=2).encode())
     # Without it a crash of the machine may leave the new name on files that are not written yet.
@@ -110,6 +118,27 @@ def reward_of(checkpoint: Path) -> float | None:
     return reward if isinstance(reward, float) else None
 
 
+def settings_of(checkpoint: Path) -> dict[str, Any] | None:
+    """Settings that a checkpoint was trained with; None if its manifest has none or is damaged."""
+    manifest = _sealed(checkpoint)
+    settings = (manifest or {}).get(SETTINGS)
+    return settings if isinstance(settings, dict) else None
+
+
+def reseal(checkpoint: Path, settings: dict[str, Any]) -> None:
+    """Note the settings that a run goes on with in a checkpoint that has some.
+
+    Raises:
+        OSError: If the manifest cannot be written.
+    """
+    manifest = _sealed(checkpoint)
+    if manifest is None or manifest.get(SETTINGS) in (None, settings):
+        return
+    manifest[SETTINGS] = settings
+    manifest[SEAL] = _seal(manifest)
+    write_atomic(checkpoint / MANIFEST, json.dumps(manifest, indent=2).encode())
+
+
 def digest_of(checkpoint: Path) -> str:
     """Return a digest of the adapter that a whole checkpoint publishes."""
     files = _manifest(checkpoint)["files"]
@@ -120,6 +149,15 @@ def digest_of(checkpoint: Path) -> str:
 def _manifest(checkpoint: Path) -> dict[str, Any]:  # Any: names, numbers, and an entry per file
     content: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text("utf-8"))
     return content
+
+
+def _sealed(checkpoint: Path) -> dict[str, Any] | None:
+    """The manifest, if it is what was written."""
+    try:
+        manifest = _manifest(checkpoint)
+        return manifest if manifest.get(SEAL) == _seal(manifest) else None
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _seal(manifest: dict[str, Any]) -> str:  # Any: see `_manifest`

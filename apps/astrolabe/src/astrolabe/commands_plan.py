@@ -6,6 +6,7 @@ import typer
 
 from astrolabe.code_option import AllowCode
 from astrolabe.epilog import examples
+from astrolabe.setting_options import Overrides, Unset
 
 commands = typer.Typer()
 
@@ -22,10 +23,8 @@ def plan(
     recipes: Annotated[
         list[str], typer.Argument(metavar="RECIPE...", help="Names or .toml files; a later wins.")
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
-    ] = None,
+    overrides: Overrides = None,
+    unset: Unset = None,
     gpus: Annotated[int, typer.Option(help="Processes of torchrun, each with a GPU.")] = 1,
     memory: Annotated[
         float | None,
@@ -49,7 +48,16 @@ def plan(
     from astrolabe.plan import Question
     from astrolabe.plan import plan as make_plan
 
-    question = Question(recipes, overrides or [], gpus, memory, reserve, utilisation, allow_code)
+    question = Question(
+        recipes,
+        overrides or [],
+        gpus,
+        memory,
+        reserve,
+        utilisation,
+        allow_code,
+        unset or [],
+    )
     found = make_plan(question)
     if as_json:
         import json

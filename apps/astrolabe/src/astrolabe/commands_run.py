@@ -10,6 +10,7 @@ import typer
 from astrolabe.code_option import AllowCode
 from astrolabe.epilog import examples
 from astrolabe.errors import ConfigError
+from astrolabe.setting_options import Overrides, Unset
 
 if TYPE_CHECKING:
     from astrolabe.config import Run
@@ -24,6 +25,7 @@ commands = typer.Typer()
         "astrolabe train tiny my_changes.toml --dry-run",
         "astrolabe train --resume runs/short",
         "astrolabe train --resume runs/short --set train.steps=40 --force",
+        "astrolabe train --resume runs/short --unset evaluation.judges.NAME --force",
         "torchrun --nproc-per-node 8 --max-restarts 10 -m astrolabe train RECIPE --out runs/long",
     )
 )
@@ -32,10 +34,8 @@ def train(
         list[str] | None,
         typer.Argument(metavar="[RECIPE]...", help="Names or .toml files; a later one wins."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
-    ] = None,
+    overrides: Overrides = None,
+    unset: Unset = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run; by default runs/RECIPE-TIME.")
     ] = None,
@@ -63,7 +63,7 @@ def train(
     Under torchrun the processes share the videos of each step, and train as one would. What
     torchrun starts again goes on by itself. `astrolabe plan` says what fits into which GPU.
     """
-    from astrolabe.load import Code, changed, load, to_json
+    from astrolabe.load import Code, load, to_json
 
     code: Code = "any" if allow_code else "parts"
     if resume is not None:
@@ -72,19 +72,22 @@ def train(
                 "--resume goes on in the folder of the run. Leave out --out, --auto-resume and "
                 "--dry-run."
             )
-        wanted = None
-        if recipes:
-            wanted = load(recipes, overrides or [], code=code)
-        elif overrides:
-            from astrolabe.run_folder import RunFolder
-
-            wanted = changed(RunFolder.open(resume, allow_code=allow_code)[1], overrides)
+        given = {"overrides": overrides or [], "unset": unset or []}
+        wanted = load(recipes, **given, code=code) if recipes else None
         _tell(f"Going on with {resume}")
         from astrolabe import session
 
-        raise typer.Exit(session.resume(resume, wanted, force=force, allow_code=allow_code))
+        raise typer.Exit(
+            session.resume(
+                resume,
+                wanted,
+                **({} if recipes else given),
+                force=force,
+                allow_code=allow_code,
+            )
+        )
     chosen = recipes or ["tiny"]
-    run = load(chosen, overrides or [], code=code)
+    run = load(chosen, overrides or [], unset=unset or [], code=code)
     # The processes of torchrun must agree on a name, and find it again after a restart.
     shared = os.environ.get("TORCHELASTIC_RUN_ID", "")
     name = shared[:8] if shared and shared != "none" else f"{datetime.now():%Y%m%d-%H%M%S}"
@@ -138,6 +141,7 @@ def _tell(text: str) -> None:
         "astrolabe eval runs/short",
         "astrolabe eval runs/short --num-videos 256 --prompts my_prompts.txt",
         "astrolabe eval runs/short --step 10 --step 20 --exact",
+        "astrolabe eval runs/short --unset evaluation.judges.NAME",
         "astrolabe eval runs/long --prompts interactive_benchmark.txt --scenes --num-videos 0",
         "astrolabe eval runs/long --prompts VBench_full_info.json --num-videos 0 --out vbench",
         "torchrun --nproc-per-node 8 -m astrolabe eval runs/long --num-videos 946",
@@ -159,6 +163,13 @@ def evaluate(
     step: Annotated[
         list[int] | None, typer.Option(help="Checkpoint to compare; may be repeated.")
     ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change evaluation.*, or a held-out reward."
+        ),
+    ] = None,
+    unset: Unset = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Videos made together, without --exact.")
     ] = None,
@@ -175,15 +186,25 @@ def evaluate(
 
     Writes every video with its scores, then report.html, .json, .csv, .md and .tex. The same
     command goes on after an interruption; under torchrun, processes share the videos.
+
+    What --set and --unset change is not kept in the run. A judge that fails, such as one whose name
+    is misspelt, is mended by them: --unset evaluation.judges.NAME, --set
+    evaluation.judges.OTHER.weight=1. Options such as --prompts come after them.
     """
     from dataclasses import replace
 
     from astrolabe import preflight
     from astrolabe.evaluate import evaluate as evaluate_run
     from astrolabe.jobs import share_of_work
+    from astrolabe.load import changed, names_in
+    from astrolabe.recipe_changes import check_judged
     from astrolabe.run_folder import RunFolder
 
-    folder, settings = RunFolder.open(run, allow_code=allow_code)
+    sets, unsets = overrides or [], unset or []
+    typed = names_in(sets, unsets)
+    folder, trained = RunFolder.open(run, allow_code=allow_code, typed=typed)
+    settings = changed(trained, sets, unsets)
+    check_judged(trained, settings)
     given: dict[str, Any] = {  # Any: settings have many types
         "prompts": prompts,
         "num_videos": num_videos,

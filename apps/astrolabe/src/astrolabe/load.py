@@ -20,12 +20,14 @@ from pydantic import TypeAdapter, ValidationError
 from astrolabe.code_in_data import code_of, refuse_code
 from astrolabe.config import Run
 from astrolabe.errors import ConfigError
-
-#: A parsed TOML table. Any: what is in it is only known after the check.
-Table = dict[str, Any]
+from astrolabe.settings_table import Table, apply, merge
 
 #: What code a file of settings may name: any, parts that are installed, entry points only.
 Code = Literal["any", "parts", "entry points"]
+
+_BACKUP = (
+    'Take it from a backup, or from "settings" in the manifest.json of a checkpoint of the run.'
+)
 
 _WANTED = {
     "int_type": "a whole number",
@@ -54,13 +56,21 @@ def _packaged(folder: str) -> dict[str, Path]:
     return {path.stem: path for path in sorted(found.glob("*.toml"))}
 
 
-def load(recipes: Sequence[str], overrides: Sequence[str] = (), *, code: Code = "parts") -> Run:
+def load(
+    recipes: Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    unset: Sequence[str] = (),
+    code: Code = "parts",
+) -> Run:
     """Combine recipes and overrides into one checked run.
 
     Args:
         recipes: Names of packaged recipes and overlays, or paths of ``.toml`` files; a later one
             wins. The first is no overlay.
         overrides: ``"a.b=value"`` each, applied last. The value is TOML; what is no TOML is a text.
+        unset: ``"a.b"`` each, taken out of what the recipes say before the overrides are applied:
+            an entry of a table is gone, anything else is as by default.
         code: What code recipes may name; see `astrolabe.code_in_data`. Overrides may name any.
 
     Returns:
@@ -85,9 +95,8 @@ def load(recipes: Sequence[str], overrides: Sequence[str] = (), *, code: Code = 
     origins: dict[str, str] = {}
     for recipe in recipes:
         origin = f"recipe {recipe!r}"
-        _merge(table, _read(recipe), origin, origins)
-    for text in overrides:
-        _merge(table, _override(text), f"--set {text}", origins)
+        merge(table, _read(recipe), origin, origins)
+    apply(table, overrides, unset, origins)
     source = " + ".join(f"{recipe!r}" for recipe in recipes) or "defaults"
     run = _check(table, origins, source)
     if code != "any":
@@ -95,17 +104,21 @@ def load(recipes: Sequence[str], overrides: Sequence[str] = (), *, code: Code = 
     return run
 
 
-def changed(run: Run, overrides: Sequence[str]) -> Run:
-    """Return a run with some settings changed, each as ``"a.b=value"``.
+def changed(run: Run, overrides: Sequence[str], unset: Sequence[str] = ()) -> Run:
+    """Return a run with some settings changed, each as ``"a.b=value"``, or taken out, as `load`.
 
     Raises:
         ConfigError: As `load`.
     """
     table = asdict(run)
     origins: dict[str, str] = {}
-    for text in overrides:
-        _merge(table, _override(text), f"--set {text}", origins)
+    apply(table, overrides, unset, origins)
     return _check(table, origins, "the run")
+
+
+def names_in(overrides: Sequence[str], unset: Sequence[str] = ()) -> list[str]:
+    """The settings that overrides change, and those that are taken out."""
+    return [text.partition("=")[0].strip() for text in [*overrides, *unset]]
 
 
 def read_recipe(name: str) -> str:
@@ -136,6 +149,12 @@ def to_json(run: Run) -> str:
     return json.dumps(asdict(run), indent=2) + "\n"
 
 
+def to_table(run: Run) -> Table:
+    """Return a run as `to_json` would be read again by any program."""
+    table: Table = json.loads(to_json(run))
+    return table
+
+
 def from_json(path: Path, *, allow_code: bool = False, known: Run | None = None) -> Run:
     """Read the configuration of a run folder.
 
@@ -156,14 +175,29 @@ def from_json(path: Path, *, allow_code: bool = False, known: Run | None = None)
             "Give the folder that `astrolabe train` wrote."
         ) from None
     except ValueError as error:  # no JSON, or no UTF-8
-        raise ConfigError(
-            f"{str(path)!r} cannot be read ({error}). Take it from a backup."
-        ) from error
+        raise ConfigError(f"{str(path)!r} cannot be read ({error}). {_BACKUP}") from error
     if not isinstance(table, dict):
-        raise ConfigError(f"{str(path)!r} holds no table of settings. Take it from a backup.")
-    run = _check(table, {}, repr(str(path)))
+        raise ConfigError(f"{str(path)!r} holds no table of settings. {_BACKUP}")
+    return from_table(table, repr(str(path)), allow_code=allow_code, known=known)
+
+
+def from_table(
+    table: Table, source: str, *, allow_code: bool = False, known: Run | None = None
+) -> Run:
+    """Return the run that `to_table` returned.
+
+    Args:
+        table: The settings.
+        source: Where they come from, for messages.
+        allow_code: As `from_json`, like the next one.
+        known: See there.
+
+    Raises:
+        ConfigError: As `from_json`.
+    """
+    run = _check(table, {}, source)
     if not allow_code:
-        refuse_code(run, repr(str(path)), known=code_of(known) if known else ())
+        refuse_code(run, source, known=code_of(known) if known else ())
     return run
 
 
@@ -186,45 +220,6 @@ def _read(recipe: str) -> Table:
         raise ConfigError(f"recipe {recipe!r} is no TOML: {error}. Mend that line.") from error
 
 
-def _override(text: str) -> Table:
-    """``a.b=value`` as nested tables."""
-    path, equals, value = text.partition("=")
-    keys = [key.strip() for key in path.split(".")]
-    if not equals or not all(keys):
-        raise ConfigError(
-            f"--set {text}: this is no assignment. Write it as key=value, such as train.lr=2e-5."
-        )
-    parsed: Any = value.strip()  # Any: whatever TOML holds
-    try:
-        document = tomllib.loads(f"value = {value}")
-        if list(document) == ["value"]:
-            parsed = document["value"]
-    except (ValueError, RecursionError):
-        pass  # a bare text, such as a path
-    for key in reversed(keys):
-        parsed = {key: parsed}
-    table: Table = parsed
-    return table
-
-
-def _merge(
-    into: Table, table: Table, origin: str, origins: dict[str, str], prefix: str = ""
-) -> None:
-    """Lay ``table`` over ``into`` and note where each key came from."""
-    if "options" in into and table.get("name", into.get("name")) != into.get("name"):
-        into["options"] = {}  # they belong to the part that is replaced
-    for key, value in table.items():
-        path = f"{prefix}{key}"
-        origins[path] = origin
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value, origin, origins, f"{path}.")
-        elif isinstance(value, dict):
-            into[key] = {}
-            _merge(into[key], value, origin, origins, f"{path}.")
-        else:
-            into[key] = value
-
-
 @cache
 def _schema() -> TypeAdapter[Run]:
     return TypeAdapter(Run)
@@ -245,6 +240,11 @@ def _check(table: Table, origins: Mapping[str, str], source: str) -> Run:
     wanted = _WANTED.get(problem["type"], "")
     if problem["type"] == "literal_error":
         wanted = f"one of {problem['ctx']['expected']}"
+    if problem["type"] == "missing":
+        raise ConfigError(
+            f"{_origin(where, origins, source)}: {where} is not set and has no default. "
+            f"Add --set {where}=VALUE."
+        )
     must = f"It must be {wanted}." if wanted else f"{problem['msg']}."
     raise ConfigError(f"{_origin(where, origins, source)}: {where} is {problem['input']!r}. {must}")
 

@@ -88,6 +88,7 @@ class Question:
         reserve: Share of the memory that stays free.
         utilisation: Share of the peak that bfloat16 arithmetic reaches.
         allow_code: Whether recipes may name any code, as in `train`.
+        unset: Settings that are taken out before the overrides, as `load` does it.
     """
 
     recipes: Sequence[str]
@@ -97,11 +98,12 @@ class Question:
     reserve: float = 0.10
     utilisation: float = 0.35
     allow_code: bool = False
+    unset: Sequence[str] = ()
 
     def run(self, changes: Sequence[str] = ()) -> Run:
         """The settings, with some changes."""
         code: Code = "any" if self.allow_code else "parts"
-        return load(self.recipes, [*self.overrides, *changes], code=code)
+        return load(self.recipes, [*self.overrides, *changes], unset=self.unset, code=code)
 
 
 def plan(question: Question) -> Plan:

@@ -1,6 +1,6 @@
 """The folder of a run: what is in it, how it comes to be, and how it is found again.
 
-config.json                 every setting
+config.json                 every setting; checkpoints keep them too, and it must say the same
 metrics.jsonl               one line per step
 metrics.jsonl.damaged-1     as it was before damaged lines were left out
 trackers.json               the runs of W&B and MLflow that it is, to go on with
@@ -18,16 +18,32 @@ What is under ``checkpoints/step-*`` is whole, or it is refused (`astrolabe.chec
 """
 
 import errno
+import logging
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Self
 
-from astrolabe.checkpoint_files import damage, name_of, remove, reward_of, step_of
+from astrolabe.checkpoint_files import (
+    MANIFEST,
+    damage,
+    name_of,
+    remove,
+    reseal,
+    reward_of,
+    settings_of,
+    step_of,
+)
+from astrolabe.code_in_data import code_of, refuse_code
 from astrolabe.config import Run
-from astrolabe.load import from_json, to_json
+from astrolabe.errors import ConfigError
+from astrolabe.load import from_json, from_table, to_json, to_table
+from astrolabe.recipe_changes import check_untouched
 from astrolabe_eval.files import check_place, write_atomic
 from astrolabe_rollout.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -75,23 +91,49 @@ class RunFolder:
 
     @classmethod
     def open(
-        cls, path: str | Path, *, allow_code: bool = False, known: Run | None = None
+        cls,
+        path: str | Path,
+        *,
+        allow_code: bool = False,
+        known: Run | None = None,
+        typed: Collection[str] = (),
     ) -> tuple[Self, Run]:
         """Find the folder of an earlier run and read its settings.
+
+        They are those that its newest checkpoint keeps; ``config.json`` must say the same.
 
         Args:
             path: The folder.
             allow_code: Whether its settings may name code, as in `from_json`, like the next one.
-            known: Settings whose code is allowed.
+            known: All settings, given by other means. Their code is allowed, and ``config.json``
+                does not matter.
+            typed: Names of settings that are given by other means; what ``config.json`` says of
+                them does not matter.
 
         Raises:
-            ConfigError: If it is no run folder, or its settings cannot be read or name code.
+            ConfigError: If it is no run folder, or its settings cannot be read, name code or were
+                changed since the checkpoint was saved.
         """
         folder = cls(path)
-        return folder, from_json(folder.config, allow_code=allow_code, known=known)
+        found = from_json(folder.config, allow_code=allow_code, known=known)
+        checkpoint, saved = folder._saved()
+        if checkpoint is None or saved is None:
+            return folder, found
+        if not allow_code:
+            where = repr(str(checkpoint / MANIFEST))
+            refuse_code(saved, where, known=code_of(known) if known else ())
+        if known is None:
+            check_untouched(saved, found, typed, folder.config, checkpoint.name)
+        return folder, saved
 
     def begin(self, run: Run) -> None:
-        """Write the settings of a run into a claimed folder."""
+        """Write the settings that a run begins or goes on with, into its checkpoints too.
+
+        Raises:
+            OSError: If they cannot be written.
+        """
+        for checkpoint in self.all_checkpoints():
+            reseal(checkpoint, to_table(run))
         write_atomic(self.config, to_json(run).encode())
 
     def check_space(self, needed: int) -> None:
@@ -173,6 +215,31 @@ class RunFolder:
             number += 1
             place = checkpoint.with_name(f"damaged-{checkpoint.name}-{number}")
         return checkpoint.rename(place)
+
+    def _saved(self) -> tuple[Path | None, Run | None]:
+        """The newest checkpoint that keeps settings, and these, if this version knows them all."""
+        there = self.all_checkpoints()
+        for checkpoint in reversed(there):
+            table = settings_of(checkpoint)
+            if table is None:
+                continue
+            try:
+                return checkpoint, from_table(table, str(checkpoint), allow_code=True)
+            except ConfigError as error:
+                self._unsealed(f"{checkpoint.name} keeps settings of another version ({error})")
+                return None, None
+        if there:
+            self._unsealed("no checkpoint keeps its settings, as those of earlier versions")
+        return None, None
+
+    def _unsealed(self, why: str) -> None:
+        if os.environ.get("RANK", "0") == "0":  # once for all processes
+            log.warning(
+                "%s: %s, so a change of %s is not noticed; the next checkpoint keeps them.",
+                self.path,
+                why,
+                self.config.name,
+            )
 
     def _something_inside(self) -> bool:
         # Not what a run leaves that was killed before it began: its lock, unfinished files, logs.

@@ -19,6 +19,7 @@ from astrolabe.checkpoint import capture
 from astrolabe.checkpoint_files import LORA, REWARD, name_of, publish, step_of
 from astrolabe.compose import Parts
 from astrolabe.config import Run
+from astrolabe.load import to_table
 from astrolabe.run_folder import RunFolder
 from astrolabe.state_files import read_tensors, split, to_cpu, write_rest, write_tensors
 from astrolabe.world import World
@@ -58,6 +59,7 @@ class Saver:
         parts: Of the run, restored to where it goes on.
         keep: Newest checkpoints that stay, at least 1.
         best: How many of the highest mean reward stay too.
+        run: The settings, which each checkpoint keeps; None: it keeps none.
 
     Attributes:
         saved: Steps of the newest checkpoint; 0: there is none.
@@ -65,7 +67,15 @@ class Saver:
         last_error: Why the last one could not be written; None: it was.
     """
 
-    def __init__(self, folder: RunFolder, parts: Parts, *, keep: int, best: int = 0) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        parts: Parts,
+        *,
+        keep: int,
+        best: int = 0,
+        run: Run | None = None,
+    ) -> None:
         self.saved = max(map(step_of, folder.all_checkpoints()), default=0)
         self.failed = 0
         self.last_error: OSError | None = None
@@ -73,6 +83,7 @@ class Saver:
         self._parts = parts
         self._keep = keep
         self._best = best
+        self._settings = None if run is None else to_table(run)
         # The thread's messages must not mix with those of the steps that go on meanwhile.
         self._group = _own_group(parts.world) if parts.world.size > 1 else None
         self._thread = ThreadPoolExecutor(1, "saving")
@@ -148,7 +159,8 @@ class Saver:
                 old = read_tensors(part, under=OLD)  # all parts of it, wherever they came from
                 values = {path.removeprefix(OLD): value for path, value in old.items()}
                 save_lora(self._parts.model.transformer.network, part / LORA, values)
-                publish(part, self._folder.checkpoints / name_of(step), reward)
+                final = self._folder.checkpoints / name_of(step)
+                publish(part, final, reward, self._settings)
         finally:
             if main:
                 shutil.rmtree(part, ignore_errors=True)

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from astrolabe.config import Run
 from astrolabe.evaluate import evaluate
 from astrolabe.explain import explain
 from astrolabe.guard import StepGuard
+from astrolabe.load import changed, names_in
 from astrolabe.metrics_file import check_metrics, go_on_after
 from astrolabe.rank_log import RankLog, log_to
 from astrolabe.recipe_changes import check_changes
@@ -101,13 +102,21 @@ def start(
 
 
 def resume(
-    path: str | Path, run: Run | None = None, *, force: bool = False, allow_code: bool = False
+    path: str | Path,
+    run: Run | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    unset: Sequence[str] = (),
+    force: bool = False,
+    allow_code: bool = False,
 ) -> int:
     """Go on with a run from its newest whole checkpoint, or from its start if there is none.
 
     Args:
         path: Its folder.
         run: Settings to go on with; those that it began with if left out.
+        overrides: Changes of those it began with, as `load` takes them; none of a given run.
+        unset: Settings to take out of them, likewise.
         force: Whether settings that are safe to change may differ.
         allow_code: Whether its own settings may name code that ``run`` does not.
 
@@ -120,13 +129,14 @@ def resume(
         CheckpointError: If no checkpoint is whole, or the newest does not fit.
         OSError: If the folder cannot be written.
     """
-    folder, begun = RunFolder.open(path, allow_code=allow_code, known=run)
-    with joined(run or begun) as world:
-        return _resume(folder, world, begun, run, force)
+    typed = names_in(overrides, unset)
+    folder, begun = RunFolder.open(path, allow_code=allow_code, known=run, typed=typed)
+    wanted = run or changed(begun, overrides, unset)
+    with joined(wanted) as world:
+        return _resume(folder, world, begun, wanted, force)
 
 
-def _resume(folder: RunFolder, world: World, begun: Run, wanted: Run | None, force: bool) -> int:
-    run = wanted or begun
+def _resume(folder: RunFolder, world: World, begun: Run, run: Run, force: bool) -> int:
     check_changes(begun, run, force=force)
 
     def begin(view: View) -> tuple[Parts, int]:
@@ -212,7 +222,8 @@ def _train(
     slow = SlowRank(world)
     if parts.handover is not None and not parts.handover.learns:
         return _sample(run, parts, clock, first, watchdog, log)
-    saver = Saver(folder, parts, keep=run.logging.keep, best=run.logging.keep_best)
+    keep, best = run.logging.keep, run.logging.keep_best
+    saver = Saver(folder, parts, keep=keep, best=best, run=run)
     guard = StepGuard(folder, run, view, world)
     with ExitStack() as stack, suppress(KeyboardInterrupt):
         stack.enter_context(view)
