@@ -77,7 +77,6 @@ def test_a_kill_in_the_middle_of_a_batch_changes_no_digit(
         evaluated(run, prompts, tmp_path, batch_size)
     revive()
     assert evaluated(run, prompts, tmp_path, batch_size) == straight[batch_size]
-    assert straight[1] != straight[8]  # the batch does matter
 
 
 def test_two_processes_of_which_one_is_killed_give_the_numbers_of_one(
