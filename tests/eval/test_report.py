@@ -16,7 +16,9 @@ from astrolabe_eval import (
     interval_in_words,
     read_mp4,
     write_report,
+    write_votes,
 )
+from astrolabe_eval.agreement_report import write_agreement
 from astrolabe_eval.plots import score_changes
 
 HOSTILE = '<img src=x onerror="alert(1)"> & "quotes"'
@@ -272,6 +274,17 @@ def test_a_page_that_would_be_too_large_shows_fewer_videos(tmp_path, evaluation)
 def test_intervals_are_said_in_words(interval, more, words):
     change = {"before": 0.0, "after": 0.0, "difference": 0.0, "prompts": 9, "unscored": 0}
     assert words in interval_in_words({**change, "interval": interval, **more})
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path, evaluation):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "inside"):
+        for write in (write_report, write_votes):  # these do not pair
+            with pytest.raises(NotADirectoryError) as refused:
+                write(place, evaluation(0, 4), evaluation(0, 5))
+            assert refused.value.filename == str(tmp_path / "file")
+        with pytest.raises(NotADirectoryError, match="file"):
+            write_agreement(place, {}, [])
 
 
 def test_nothing_is_written_when_the_models_do_not_pair(tmp_path, evaluation):

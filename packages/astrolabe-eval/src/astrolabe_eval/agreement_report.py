@@ -14,7 +14,7 @@ from astrolabe_eval.agreement_plots import agreement_map, rank_scatter
 from astrolabe_eval.changes import LEVEL
 from astrolabe_eval.clips import data_uri
 from astrolabe_eval.figures import Picture
-from astrolabe_eval.files import write_atomic
+from astrolabe_eval.files import check_place, write_atomic
 from astrolabe_eval.plots import Theme
 from astrolabe_eval.report import page_template
 from astrolabe_eval.subsets import least_prompts
@@ -75,6 +75,7 @@ def write_agreement(
         ValueError: As in :func:`agree`, or if there is not one name (and prompt) for each video.
         VideoError: If ``read`` cannot read a video.
     """
+    check_place(Path(folder) / "agreement.html")
     count = max(np.size(row) for row in scores.values()) if scores else 0
     texts = [""] * count if prompts is None else prompts
     if not len(names) == len(texts) == count:

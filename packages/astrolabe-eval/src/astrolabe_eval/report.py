@@ -20,7 +20,7 @@ from astrolabe_eval.comparison import (
     versions,
 )
 from astrolabe_eval.figures import draw_changes, draw_curve, draw_differences, draw_monitors
-from astrolabe_eval.files import write_atomic
+from astrolabe_eval.files import check_place, write_atomic
 from astrolabe_eval.plots import Curve
 from astrolabe_eval.rows import check_mapping
 from astrolabe_eval.scoring import TOTAL, Evaluation
@@ -98,6 +98,7 @@ def write_report(
         SuiteError: If the evaluations cannot be paired.
         ValueError: As in :func:`compare`.
     """
+    check_place(Path(folder) / "report.html")
     models = {labels[0]: before}
     if after is None or isinstance(after, Evaluation):
         comparison = compare(before, after, labels=labels, units=units)

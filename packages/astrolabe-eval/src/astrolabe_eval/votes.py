@@ -14,7 +14,7 @@ import numpy as np
 from astrolabe_eval.changes import LEVEL
 from astrolabe_eval.clips import QUALITIES, Quality, clip
 from astrolabe_eval.errors import VoteError
-from astrolabe_eval.files import write_atomic
+from astrolabe_eval.files import check_place, write_atomic
 from astrolabe_eval.pairing import check_pairs
 from astrolabe_eval.report import page_template
 from astrolabe_eval.scoring import Evaluation
@@ -89,6 +89,7 @@ def write_votes(
         SuiteError: If the two evaluations do not pair up.
         ValueError: If there are no videos, or ``pairs`` is out of range.
     """
+    check_place(Path(folder) / "votes.html")
     check_pairs(before, after, labels)
     models = (before, after)
     if any(not len(model.videos) for model in models):
