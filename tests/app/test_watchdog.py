@@ -1,10 +1,14 @@
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from astrolabe.stacks import why_hung
 
 SCRIPT = Path(__file__).parent / "scripts" / "hang.py"
 
@@ -76,7 +80,37 @@ def test_a_folder_that_cannot_be_written_keeps_no_run_from_ending(hung):
     assert "made no progress" in said(folder, "unwritable")
 
 
-@pytest.mark.parametrize("name", ["pause", "slow", "continued"])
+def test_a_process_that_holds_pythons_lock_is_killed_with_its_stacks(hung):
+    folder, codes = hung
+    assert codes["native"] == [-signal.SIGKILL]
+    written = stacks(folder, "native")
+    assert list(written) == ["stacks-rank-0.txt"]
+    text = written["stacks-rank-0.txt"]
+    assert re.match(r"rank 0: sample, no progress for \d+ s and stands in native code that", text)
+    assert re.search(r'File ".*hang\.py", line \d+ in held', text)
+    assert re.search(r"rank 0: sample, .* so its process is killed\. ", said(folder, "native"))
+    assert f"--resume {folder / 'native'}" in said(folder, "native")
+    told = why_hung(folder / "native")
+    assert told.startswith("It ended as it hung: rank 0: sample, no progress for ")
+    assert "native code" in told
+    assert str(next((folder / "native" / "crash").iterdir())) in told
+    (folder / "native" / "metrics.jsonl").touch()  # it went on
+    assert why_hung(folder / "native") is None
+
+
+def test_a_resumed_run_is_told_of_every_rank_that_hung_and_of_no_other_crash(hung, tmp_path):
+    folder, _ = hung
+    told = why_hung(folder / "hang")
+    assert "rank 0: score, no progress for" in told
+    assert "; rank 1: sample, no progress for" in told
+    place = tmp_path / "crash" / "2026-01-01T00-00-00Z"
+    place.mkdir(parents=True)
+    (place / "stacks-rank-0.txt").write_text("2026-01-01T00-00-00Z\nValueError: 3\n")
+    assert why_hung(tmp_path) is None
+    assert why_hung(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize("name", ["pause", "paused natively", "slow", "continued"])
 def test_what_gets_on_or_was_paused_or_stopped_for_long_goes_on(hung, name):
     folder, codes = hung
     assert codes[name] == [0]

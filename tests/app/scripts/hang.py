@@ -3,6 +3,7 @@
 All are forks of this process, so that torch is imported once.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -65,6 +66,7 @@ def alone(name: str, action: Callable[[Watchdog], None], folder: str = "") -> li
         return [child]
     sys.stderr = (place / f"{name}-0.stderr").open("w", buffering=1)
     with Watchdog(place / (folder or name), ALONE, TIMEOUT) as watchdog:
+        watchdog.phase("sample", 0.0)
         action(watchdog)
     os._exit(0)
 
@@ -81,21 +83,34 @@ def slow(watchdog: Watchdog) -> None:
         watchdog.phase("sample", tenth / 4)
 
 
+def held(seconds: int = 600) -> None:
+    """Sleep in native code that holds Python's lock."""
+    library.sleep(seconds)
+
+
+def paused_natively(watchdog: Watchdog) -> None:
+    with watchdog.pause():
+        held(int(6 * TIMEOUT))
+
+
 def stopped_for_long(watchdog: Watchdog) -> None:
     stop()
 
 
 (place / "no-folder").write_text("")
+library = ctypes.PyDLL(None)  # which holds Python's lock while it is called
 runs = {
     "hang": together("hang", meet, sleep, stop),
     "keeper": together("keeper", stop, meet),  # rank 0 keeps the store
     "lone": alone("lone", lambda watchdog: sleep()),
+    "native": alone("native", lambda watchdog: held()),
+    "paused natively": alone("paused natively", paused_natively),
     "unwritable": alone("unwritable", lambda watchdog: sleep(), "no-folder/run"),
     "pause": alone("pause", pause),
     "slow": alone("slow", slow),
     "continued": alone("continued", stopped_for_long),
 }
-time.sleep(3 * TIMEOUT)
+time.sleep(6 * TIMEOUT)  # longer than one that holds Python's lock is let live
 os.kill(runs["continued"][0], signal.SIGCONT)
 codes: dict[str, list[int]] = {}
 for name, children in runs.items():

@@ -34,6 +34,7 @@ from astrolabe.sameness import check_same
 from astrolabe.saving import Saver, space_needed
 from astrolabe.shown import describe
 from astrolabe.signals import interruptible
+from astrolabe.stacks import why_hung
 from astrolabe.stragglers import SlowRank
 from astrolabe.tracking import Tracker
 from astrolabe.train import Step, train
@@ -142,8 +143,9 @@ def _resume(folder: RunFolder, world: World, begun: Run, run: Run, force: bool) 
     def begin(view: View) -> tuple[Parts, int]:
         world.lead(lambda: check_metrics(folder.metrics))  # before minutes are spent
         parts = _compose(run, world, folder)
+        hung = world.lead(lambda: why_hung(folder.path))
         first, told = checkpoint.restore(folder, parts)
-        _say(view, [*told, f"Going on after step {first}."])
+        _say(view, [*filter(None, [hung]), *told, f"Going on after step {first}."])
 
         def tidy() -> None:
             folder.begin(run)

@@ -2,7 +2,8 @@
 
 Each process has two threads: one looks how long ago it made progress, the other listens in
 torch.distributed's store whether a process asks for stacks. A process that stands still in native
-code which holds Python's lock, or that was stopped, cannot answer, and is named for it.
+code which holds Python's lock, or that was stopped, cannot answer, and is named for it; the former
+is ended from outside (`astrolabe.lookout`).
 """
 
 import os
@@ -20,9 +21,10 @@ from uuid import uuid4
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
 from astrolabe.clock import Watcher
+from astrolabe.lookout import PAUSED, Lookout
 from astrolabe.masking import known_secrets, mask
 from astrolabe.ranks import name_ranks, tell_apart
-from astrolabe.stacks import place_for, stacks
+from astrolabe.stacks import headline, place_for, stacks, stacks_path, way_on
 from astrolabe.world import World
 from astrolabe_eval.files import write_atomic
 
@@ -62,6 +64,9 @@ class Watchdog:
         self._phase, self._beats, self._paused = "start", 0, False
         self._idle = 0.0  # seconds since the last beat
         self._tick, self._grace = min(TICK, timeout / 10), min(GRACE, timeout)
+        # Later than this process takes to end by itself, which tells more.
+        limit = timeout + 2 * self._grace + 5 * self._tick
+        self._lookout = Lookout(folder, world.rank, self._tick, limit)
         self._over, self._hung, self._heard = (threading.Event() for _ in range(3))
         self._place: Path | None = None  # where this process wrote its stacks
         self._asks = False  # whether it was the first that found the hang
@@ -82,6 +87,7 @@ class Watchdog:
             threading.Thread(target=target, name=f"watchdog{target.__name__}", daemon=True)
             for target in targets
         ]
+        self._lookout.start()
         for thread in self._threads:
             thread.start()
         return self
@@ -95,28 +101,36 @@ class Watchdog:
         self._over.set()
         for thread in self._threads:
             thread.join(self._grace)
+        self._lookout.end()
 
     def phase(self, name: str, share: float) -> None:
         """Note progress: a phase has begun (0) or ``share`` of it is done."""
         self._phase = name
         self._beats += 1
+        self._alive()
         self._watch(name, share)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Do not watch within the block, which may take any time."""
         self._paused = True
+        self._alive()
         try:
             yield
         finally:
             self._beats += 1
             self._paused = False
+            self._alive()
+
+    def _alive(self) -> None:
+        self._lookout.tell(PAUSED if self._paused else self._phase)
 
     def _look(self) -> None:
         """Look how long ago progress was made; the first thread."""
         seen, before = self._beats, time.monotonic()
         while not self._over.wait(self._tick):
             now = time.monotonic()
+            self._alive()
             if self._paused or seen != self._beats:
                 seen, self._idle = self._beats, 0.0
             else:
@@ -177,8 +191,8 @@ class Watchdog:
     def _write(self, place: Path) -> None:
         """Write the stacks of this process."""
         self._place = place
-        about = f"rank {self._world.rank}: {self._phase}, no progress for {self._idle:.0f} s"
-        path = place / f"stacks-rank-{self._world.rank}.txt"
+        about = headline(self._world.rank, self._phase, self._idle)
+        path = stacks_path(place, self._world.rank)
         with suppress(OSError):  # a full disk must not keep a run that hangs from ending
             text = mask(f"{about}\n\n{stacks()}", known_secrets(os.environ))
             write_atomic(path, text.encode("utf-8", "backslashreplace"))
@@ -191,7 +205,5 @@ class Watchdog:
         return (
             f"rank {self._world.rank} made no progress for {self._idle:.0f} s, so the run ends: "
             f"{tell_apart(phases)}{gone if silent else ''}. Their stacks: "
-            f"{self._place or 'not written'}. torchrun with --max-restarts starts it again from "
-            f"its last checkpoint; otherwise: astrolabe train --resume {self._folder}. If nothing "
-            "hung, raise distributed.timeout."
+            f"{self._place or 'not written'}. {way_on(self._folder)}"
         )
