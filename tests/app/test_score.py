@@ -1,8 +1,10 @@
 import csv
+import io
 import json
 import os
 import re
 from collections import Counter
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -370,3 +372,16 @@ def test_grouped_rewards_are_summed_in_fixed_units_where_there_are_no_groups():
     alone = build_reward(run, grouped=False)
     assert alone.normalise == "fixed"
     assert alone.statistics["flow_mq"] == (0.74, 0.015)
+
+
+@pytest.mark.parametrize("prompt", ["=1+1", "+1 (2)", "- a cat", "@SUM(A1)", "\tcat", " =1", "＝1"])  # noqa: RUF001
+def test_no_cell_of_a_table_is_a_formula_and_the_prompt_comes_back(tmp_path, recording, prompt):
+    write_mp4(tmp_path / "=a.mp4", noise(), 8)
+    out, again = tmp_path / "scores.csv", tmp_path / "again.csv"
+    request = Request([tmp_path / "=a.mp4"], [prompt], rewards=["recording_reward:Recording"])
+    perform(replace(request, out=out), lambda line: None)
+    (row,) = csv.DictReader(io.StringIO(out.read_bytes().decode(), newline=""))
+    assert row["prompt"] == f"'{prompt}"
+    assert not any(cell[:1] in set("=+-@\t\r＝") for cell in row.values() if cell)  # noqa: RUF001
+    perform(replace(request, prompts=(), prompt_file=out, out=again), lambda line: None)
+    assert recording[-1][1] == [prompt]

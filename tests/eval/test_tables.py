@@ -7,7 +7,14 @@ import pytest
 
 from astrolabe_eval import Evaluation, Suite, compare
 from astrolabe_eval.comparison import compare_many
-from astrolabe_eval.tables import csv_table, escape_latex, latex_table, markdown_table
+from astrolabe_eval.tables import (
+    csv_cell,
+    csv_table,
+    csv_text,
+    escape_latex,
+    latex_table,
+    markdown_table,
+)
 
 PROMPTS = ("plain", 'with "quotes", commas', "two\nlines", "=1+1", *"efgh")
 FIRST = np.array([1, 2, 3, 6, 1, 2, 3, 6])
@@ -115,7 +122,8 @@ def test_csv_gives_back_every_score_of_every_video(several):
     rows = list(csv.DictReader(io.StringIO(csv_table(several))))
     assert len(rows) == 3 * 8
     assert [row["model"] for row in rows[::8]] == ["base", "step 10", "step 20"]
-    assert [row["prompt"] for row in rows[8:16]] == list(PROMPTS)
+    assert [csv_text(row["prompt"]) for row in rows[8:16]] == list(PROMPTS)
+    assert rows[11]["prompt"] == "'=1+1"
     assert [float(row["total"]) for row in rows[16:]] == list(THIRD)
     assert float(rows[3]["p_1"]) == 6 / 3
     assert float(rows[1]["check|50%"]) == 2 / 1000
@@ -133,3 +141,9 @@ def test_tables_say_what_they_lack_and_in_which_unit():
     for text in (markdown_table(result), latex_table(result)):
         assert "Partial: 2 samples of after were left out or are not finished." in text
         assert "by the unit given (p" in text
+
+
+def test_no_cell_is_a_formula():
+    assert [csv_cell(text) for text in ("-1.5e-3", "+.5", "-a", "", "a=b", "=a\n", "'a")] == [
+        *("-1.5e-3", "+.5", "'-a", "", "a=b", "'=a\n", "'a")
+    ]

@@ -15,6 +15,7 @@ from astrolabe import (
 )
 from astrolabe.checked_command import Checked
 from astrolabe.explain import explain
+from astrolabe.screen import echo, guard
 
 app = typer.Typer(
     name="astrolabe",
@@ -44,6 +45,7 @@ for module in MODULES:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command; end with code 2 and one line for a mistake that the user can mend."""
+    guard()
     try:
         app(arguments, prog_name="astrolabe")
     except KeyboardInterrupt:
@@ -54,6 +56,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             raise
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         who = f"rank {os.environ.get('RANK', '?')}: " if several else ""
-        typer.echo(f"{who}error: {message}", err=True)
+        echo(f"{who}error: {message}", err=True)
         raise SystemExit(2) from error
     raise SystemExit(0)

@@ -7,6 +7,7 @@ import typer
 
 from astrolabe.epilog import examples
 from astrolabe.errors import ConfigError
+from astrolabe.screen import echo
 
 commands = typer.Typer()
 
@@ -24,13 +25,13 @@ def recipes(
     from astrolabe.load import overlay_names, read_recipe, recipe_names
 
     if name is not None:
-        typer.echo(read_recipe(name), nl=False)
+        echo(read_recipe(name), nl=False)
         return
     for known in recipe_names():
-        typer.echo(read_recipe(known).splitlines()[0].removeprefix("# "))
-    typer.echo("\nOverlays, given after a recipe:")
+        echo(read_recipe(known).splitlines()[0].removeprefix("# "))
+    echo("\nOverlays, given after a recipe:")
     for known in overlay_names():
-        typer.echo(read_recipe(known).splitlines()[0].removeprefix("# "))
+        echo(read_recipe(known).splitlines()[0].removeprefix("# "))
 
 
 @commands.command(
@@ -59,18 +60,18 @@ def parts(
         raise ConfigError(f"there is no kind of parts {kind!r}.{hint} Kinds: {', '.join(KINDS)}.")
     if name is not None:
         maker = find(chosen[0], name, f"astrolabe parts {kind}")
-        typer.echo(f"{name}: {inspect.getdoc(maker) or 'no description'}\n\nOptions:")
+        echo(f"{name}: {inspect.getdoc(maker) or 'no description'}\n\nOptions:")
         for option in options_of(maker).values():
-            typer.echo(f"  {option}")
+            echo(f"  {option}")
         for line in contract_of(chosen[0], maker):
-            typer.echo(line)
+            echo(line)
         return
     for known in chosen:
-        typer.echo(f"{known}:")
+        echo(f"{known}:")
         found = names(known)
         width = max(map(len, found), default=0)
         for part, target in found.items():
-            typer.echo(f"  {part:<{width}}  {target}")
+            echo(f"  {part:<{width}}  {target}")
 
 
 @commands.command()
@@ -78,7 +79,7 @@ def keys() -> None:
     """Print the entries of a batch: what each is, who writes it, who reads it."""
     from astrolabe.keys_table import table
 
-    typer.echo(table(), nl=False)
+    echo(table(), nl=False)
 
 
 @commands.command()
@@ -89,5 +90,5 @@ def doctor() -> None:
     good = True
     for finding in examine(Path()):
         good &= finding.good
-        typer.echo(f"{'ok ' if finding.good else 'BAD'}  {finding.name:<12} {finding.detail}")
+        echo(f"{'ok ' if finding.good else 'BAD'}  {finding.name:<12} {finding.detail}")
     raise typer.Exit(0 if good else 1)

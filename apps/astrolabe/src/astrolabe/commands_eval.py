@@ -8,6 +8,7 @@ import typer
 from astrolabe.code_option import AllowCode
 from astrolabe.epilog import examples, lines
 from astrolabe.reward_options import RewardNames, RewardOverrides, RewardRecipes
+from astrolabe.screen import echo
 from astrolabe_eval.vbench_needs import overview
 
 commands = typer.Typer()
@@ -30,7 +31,7 @@ def votes(
     """
     from astrolabe.evaluated import ask_people
 
-    ask_people(folder, pairs, question, typer.echo)
+    ask_people(folder, pairs, question, echo)
 
 
 @commands.command("count-votes", epilog=examples("astrolabe count-votes votes votes-key.json"))
@@ -41,7 +42,7 @@ def count_votes(
     """Say how often the tuned model won, with intervals, for each rater and all together."""
     from astrolabe.evaluated import count_votes as count
 
-    count(files, key, typer.echo)
+    count(files, key, echo)
 
 
 @commands.command(
@@ -61,7 +62,7 @@ def over_time(
     from astrolabe.reward_choice import choose_terms
 
     terms = choose_terms(reward or [], recipe or [], overrides or [], allow_code=allow_code)
-    score_over_time(folder, terms, seconds, typer.echo)
+    score_over_time(folder, terms, seconds, echo)
 
 
 @commands.command(
@@ -108,7 +109,7 @@ def vbench(
     run_dimensions(
         folder,
         dimension,
-        typer.echo,
+        echo,
         python=python,
         cache=cache,
         download=download,

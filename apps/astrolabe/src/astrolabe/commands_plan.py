@@ -6,6 +6,7 @@ import typer
 
 from astrolabe.code_option import AllowCode
 from astrolabe.epilog import examples
+from astrolabe.screen import echo
 from astrolabe.setting_options import Overrides, Unset
 
 commands = typer.Typer()
@@ -62,10 +63,9 @@ def plan(
     if as_json:
         import json
 
-        typer.echo(json.dumps(found.to_dict(), indent=2))
+        echo(json.dumps(found.to_dict(), indent=2))
         return
-    from rich.console import Console
-
     from astrolabe.plan_view import show
+    from astrolabe.screen import console
 
-    show(found, Console())
+    show(found, console())

@@ -8,6 +8,7 @@ import typer
 from astrolabe.code_option import AllowCode
 from astrolabe.epilog import examples
 from astrolabe.reward_options import RewardNames, RewardOverrides, RewardRecipes
+from astrolabe.screen import echo
 
 commands = typer.Typer()
 
@@ -63,7 +64,7 @@ def score(
         report=report,
         allow_code=allow_code,
     )
-    raise typer.Exit(perform(request, typer.echo))
+    raise typer.Exit(perform(request, echo))
 
 
 @commands.command(
@@ -118,5 +119,5 @@ def serve_rewards(
         queue_size=queue_size,
         max_batch=max_batch,
         max_wait=max_wait,
-        say=typer.echo,
+        say=echo,
     )

@@ -10,6 +10,7 @@ import typer
 from astrolabe.code_option import AllowCode
 from astrolabe.epilog import examples
 from astrolabe.errors import ConfigError
+from astrolabe.screen import echo
 from astrolabe.setting_options import Overrides, Unset
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def train(
     name = shared[:8] if shared and shared != "none" else f"{datetime.now():%Y%m%d-%H%M%S}"
     folder = out or Path("runs") / f"{Path(chosen[0]).stem}-{name}"
     if dry_run:
-        typer.echo(to_json(run), nl=False)
+        echo(to_json(run), nl=False)
         _rehearse(run, folder)
         return
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
@@ -132,7 +133,7 @@ def _first_here() -> bool:
 def _tell(text: str) -> None:
     """Print a line, once for all processes."""
     if os.environ.get("RANK", "0") == "0":
-        typer.echo(text)
+        echo(text)
 
 
 @commands.command(
@@ -225,7 +226,7 @@ def evaluate(
     evaluate_run(
         folder,
         judged,
-        typer.echo,
+        echo,
         steps=step or (),
         out=out,
         share=share_of_work(),
@@ -274,11 +275,11 @@ def export(
         kind=kind,
         dtype=dtype,
         overwrite=overwrite,
-        say=typer.echo,
+        say=echo,
         allow_code=allow_code,
     )
     if strength is not None and not strength.holds:
-        typer.echo(f"warning: {advice(strength)}", err=True)
+        echo(f"warning: {advice(strength)}", err=True)
 
 
 @commands.command(
@@ -306,7 +307,7 @@ def watch(
     """
     from astrolabe.watch import watch as watch_runs
 
-    watch_runs(folder, host=host, port=port, open_browser=open_browser, say=typer.echo)
+    watch_runs(folder, host=host, port=port, open_browser=open_browser, say=echo)
 
 
 @commands.command(
@@ -330,4 +331,4 @@ def speed(
     """
     from astrolabe.speed import speed as measure_speed
 
-    measure_speed(run, seconds=seconds, repeats=repeats, say=typer.echo, allow_code=allow_code)
+    measure_speed(run, seconds=seconds, repeats=repeats, say=echo, allow_code=allow_code)

@@ -8,6 +8,7 @@ import typer
 from astrolabe.code_option import AllowCode
 from astrolabe.epilog import examples
 from astrolabe.errors import ConfigError
+from astrolabe.screen import echo
 
 commands = typer.Typer()
 
@@ -93,7 +94,7 @@ def generate(
         out=out,
         allow_code=allow_code,
     )
-    perform(request, typer.echo)
+    perform(request, echo)
 
 
 @commands.command(
@@ -116,4 +117,4 @@ def convert(
     from astrolabe.export import convert as convert_checkpoint
 
     count = convert_checkpoint(source, target, dtype=dtype, overwrite=overwrite)
-    typer.echo(f"{target}  {count / 1e9:.3f} B parameters")
+    echo(f"{target}  {count / 1e9:.3f} B parameters")

@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from astrolabe import generate
@@ -26,8 +24,11 @@ from astrolabe.jobs import (
     switches_to_parts,
     whole_batches,
 )
+from astrolabe.masking import hide
 from astrolabe.run_folder import RunFolder
 from astrolabe.sampling import load_trained
+from astrolabe.screen import console as make_console
+from astrolabe.screen import echo
 from astrolabe_eval.files import check_place
 from astrolabe_rollout.model import VideoModel
 from astrolabe_rollout.prompt_files import PROMPT, SCRIPT, Row, read_rows
@@ -85,9 +86,9 @@ def perform(request: Request, say: Callable[[str], None]) -> None:
     own = jobs[rank::world]
     left = manifest.missing(own, overwrite=request.overwrite)
     for note in manifest.notes:
-        typer.echo(note, err=True)
+        echo(note, err=True)
     if len(left) < len(own):
-        typer.echo(f"{len(own) - len(left)} of {len(own)} videos are there already.", err=True)
+        echo(f"{len(own) - len(left)} of {len(own)} videos are there already.", err=True)
     begin = None if request.begin is None else generate.beginning(request.begin, model)
     work = whole_batches(own, request.batch_size, left)
     embed_all(model, [job for batch, _ in work for job in batch])
@@ -156,7 +157,7 @@ def _model(request: Request) -> tuple[VideoModel, int, dict[str, object]]:
     length = generate.length(model, request.frames, request.seconds, default)
     common: dict[str, object] = {
         "astrolabe": version("astrolabe"),
-        "model": asdict(part),
+        "model": hide(asdict(part)),
         "steps": list(model.denoising_steps),
         "size": [model.geometry.height, model.geometry.width],
         "fps": model.fps,
@@ -181,7 +182,7 @@ def embed_all(model: VideoModel, jobs: Sequence[Job]) -> None:
         model.text([prompt])
     model.encoder.release()
     if model.encoder.num_cut:
-        typer.echo(f"{model.encoder.num_cut} prompts are longer than the model reads.", err=True)
+        echo(f"{model.encoder.num_cut} prompts are longer than the model reads.", err=True)
 
 
 def digest_of(path: Path) -> str:
@@ -197,12 +198,12 @@ def digest_of(path: Path) -> str:
 
 def _show(made: Iterable[generate.Progress], out: Path, say: Callable[[str], None]) -> None:
     """Show a bar for each batch on a terminal, plain lines elsewhere; say complete files."""
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     bar = Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[figures]}", markup=False),
         console=console,
         disable=not console.is_terminal,
         redirect_stdout=sys.stdout.isatty(),  # else paths for a pipe would end up on the screen
@@ -223,4 +224,4 @@ def _show(made: Iterable[generate.Progress], out: Path, say: Callable[[str], Non
                 for job in progress.jobs:
                     say(str(out / f"{job.name}.mp4"))
                 if bar.disable:
-                    typer.echo(f"{name}{more}: {figures}", err=True)
+                    echo(f"{name}{more}: {figures}", err=True)

@@ -6,6 +6,7 @@ instead, and a later one wins. An overlay holds what it changes of a recipe that
 """
 
 import json
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -20,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from astrolabe.code_in_data import code_of, refuse_code
 from astrolabe.config import Run
 from astrolabe.errors import ConfigError
+from astrolabe.masking import hide, reveal
 from astrolabe.settings_table import Table, apply, merge
 
 #: What code a file of settings may name: any, parts that are installed, entry points only.
@@ -145,8 +147,8 @@ def read_recipe(name: str) -> str:
 
 
 def to_json(run: Run) -> str:
-    """Write a run as JSON, which `from_json` reads back to an equal run."""
-    return json.dumps(asdict(run), indent=2) + "\n"
+    """Write a run as JSON, which `from_json` reads back to an equal run, but for its secrets."""
+    return json.dumps(hide(asdict(run)), indent=2) + "\n"
 
 
 def to_table(run: Run) -> Table:
@@ -157,6 +159,9 @@ def to_table(run: Run) -> Table:
 
 def from_json(path: Path, *, allow_code: bool = False, known: Run | None = None) -> Run:
     """Read the configuration of a run folder.
+
+    Secrets are not in it. They are taken from ``known``, or from the environment variables that
+    `variable_of` names; without, their settings stay hidden, and whoever uses one refuses it.
 
     Args:
         path: The file.
@@ -195,7 +200,8 @@ def from_table(
     Raises:
         ConfigError: As `from_json`.
     """
-    run = _check(table, {}, source)
+    given = None if known is None else json.loads(json.dumps(asdict(known)))
+    run = _check(reveal(table, given, os.environ), {}, source)
     if not allow_code:
         refuse_code(run, source, known=code_of(known) if known else ())
     return run

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from astrolabe.plan import Plan, Verdict
 from astrolabe.plan_fit import SERVER, Choice
+from astrolabe.screen import shown
 from astrolabe.view import clock_time
 
 GIB, TIB = 2**30, 2**40
@@ -22,7 +23,7 @@ def show(plan: Plan, console: Console) -> None:
 
 def render(plan: Plan) -> Iterator[RenderableType]:
     """Everything that is shown, from top to bottom."""
-    yield Text(_title(plan), style="bold")
+    yield Text(shown(_title(plan)), style="bold")
     yield Text()
     yield _phases(plan)
     yield Text(f"main memory  {_listed(plan.host)}", style="dim")
@@ -38,7 +39,7 @@ def render(plan: Plan) -> Iterator[RenderableType]:
     for verdict in plan.verdicts:
         yield from _help(plan, verdict)
     for warning in plan.warnings:
-        yield Text(f"warning: {warning}", style="yellow")
+        yield Text(shown(f"warning: {warning}"), style="yellow")
     if plan.device == "cuda":
         yield Text()
         yield Text(
@@ -89,7 +90,7 @@ def _phases(plan: Plan) -> Table:
 
 
 def _listed(parts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {size(count)}" for name, count in parts.items())
+    return shown(", ".join(f"{name} {size(count)}" for name, count in parts.items()))
 
 
 def _verdicts(plan: Plan) -> Table:
@@ -139,7 +140,7 @@ def _help(plan: Plan, verdict: Verdict) -> Iterator[RenderableType]:
         return
     how = "it fits with" if verdict.helped else "it does not fit even with"
     lines = " ".join(f"--set {change}" for change in verdict.changes)
-    yield Text(f"{verdict.card}: {how} {lines}")
+    yield Text(shown(f"{verdict.card}: {how} {lines}"))
     if verdict.helped and SERVER in lines:
         yield Text(f"  {SERVER} is another GPU, where `astrolabe serve-rewards` runs.", style="dim")
     if not verdict.helped:

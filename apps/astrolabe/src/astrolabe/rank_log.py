@@ -12,13 +12,15 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from astrolabe.clock import Watcher
 from astrolabe.line_files import ends_within_a_line
+from astrolabe.masking import mask_secrets
+from astrolabe.screen import shown
 from astrolabe.versions import PACKAGES
 from astrolabe.world import World
 
@@ -35,14 +37,18 @@ class RankLog(logging.Handler):
         path: The file; it is made with its first line, and goes on if it is there.
         rank: Of the process.
         limit: Bytes after which a new file begins; one older is kept as ``<path>.1``.
+        secrets: What is masked in every line; what looks like a secret is in any case.
 
     Attributes:
         step: The step that runs, from 1; 0: none does. Whoever counts them sets it.
         phase: What runs of the step; see `watching`.
     """
 
-    def __init__(self, path: Path, rank: int, limit: int = LIMIT) -> None:
+    def __init__(
+        self, path: Path, rank: int, limit: int = LIMIT, secrets: Sequence[str] = ()
+    ) -> None:
         super().__init__(logging.INFO)
+        self._secrets = secrets
         self.step, self.phase = 0, ""
         self._path, self._rank, self._limit = path, rank, limit
         self._file: int | None = None
@@ -93,6 +99,9 @@ class RankLog(logging.Handler):
             self._file = None
         super().close()
 
+    def _told(self, text: str) -> str:
+        return shown(mask_secrets(text, self._secrets))
+
     def _line(self, record: logging.LogRecord) -> bytes:
         fields = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
@@ -101,10 +110,11 @@ class RankLog(logging.Handler):
             "phase": self.phase,
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": self._told(record.getMessage()),
         }
         if record.exc_info:
-            fields["traceback"] = logging.Formatter().formatException(record.exc_info)
+            trace = logging.Formatter().formatException(record.exc_info)
+            fields["traceback"] = self._told(trace)
         return json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
     def _write(self, line: bytes) -> None:
@@ -126,18 +136,19 @@ class RankLog(logging.Handler):
 
 
 @contextmanager
-def log_to(folder: Path, world: World) -> Iterator[RankLog]:
+def log_to(folder: Path, world: World, secrets: Sequence[str] = ()) -> Iterator[RankLog]:
     """Log into the folder of a run, within the block.
 
     Args:
         folder: Of the run.
         world: The processes.
+        secrets: As in `RankLog`.
 
     Yields:
         The log, to be told the step and the phase.
     """
     root = logging.getLogger()
-    own = RankLog(path_of(folder, world.rank), world.rank)
+    own = RankLog(path_of(folder, world.rank), world.rank, secrets=secrets)
     handlers: list[logging.Handler] = [own]
     # Python's last resort, which shows warnings, is gone once the root has a handler.
     if world.main and not root.handlers and logging.lastResort is not None:

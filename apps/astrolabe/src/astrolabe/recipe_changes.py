@@ -7,6 +7,7 @@ from typing import Any
 
 from astrolabe.config import Run
 from astrolabe.errors import ConfigError
+from astrolabe.masking import hide
 
 #: Settings, and tables of them, that a run may go on with: no finished step would have been another
 #: one, but for the rounding that comes with another size of batches.
@@ -24,8 +25,11 @@ SAFE = (
 
 
 def differences(old: Run, new: Run) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that differ, by dotted name, with both values (Any: of many types)."""
-    before, after = _flat(asdict(old)), _flat(asdict(new))
+    """Return the settings that differ, by dotted name, with both values.
+
+    Any: of many types. Another password is no other setting.
+    """
+    before, after = _flat(hide(asdict(old))), _flat(hide(asdict(new)))
     names = list(dict.fromkeys([*before, *after]))
     missing = "(not set)"
     pairs = {name: (before.get(name, missing), after.get(name, missing)) for name in names}

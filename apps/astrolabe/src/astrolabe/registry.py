@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 from astrolabe.errors import ConfigError
 from astrolabe.kinds import WANTED, is_of_kind
+from astrolabe.masking import refuse_hidden
 
 Kind = Literal["models", "rewards", "objectives", "suites"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -111,9 +112,10 @@ def check(
 
     Raises:
         LookupError: If there is no such part.
-        ConfigError: If an option is unknown or missing.
+        ConfigError: If an option is unknown or missing, or its secret is.
     """
     make = find(kind, name, where)
+    refuse_hidden(options, f"{where}.options")
     known = options_of(make)
     allowed = list(known)[provided:]
     for option in options:

@@ -116,7 +116,7 @@ class RunFolder:
         """
         folder = cls(path)
         found = from_json(folder.config, allow_code=allow_code, known=known)
-        checkpoint, saved = folder._saved()
+        checkpoint, saved = folder._saved(known)
         if checkpoint is None or saved is None:
             return folder, found
         if not allow_code:
@@ -216,7 +216,7 @@ class RunFolder:
             place = checkpoint.with_name(f"damaged-{checkpoint.name}-{number}")
         return checkpoint.rename(place)
 
-    def _saved(self) -> tuple[Path | None, Run | None]:
+    def _saved(self, known: Run | None) -> tuple[Path | None, Run | None]:
         """The newest checkpoint that keeps settings, and these, if this version knows them all."""
         there = self.all_checkpoints()
         for checkpoint in reversed(there):
@@ -224,7 +224,7 @@ class RunFolder:
             if table is None:
                 continue
             try:
-                return checkpoint, from_table(table, str(checkpoint), allow_code=True)
+                return checkpoint, from_table(table, str(checkpoint), allow_code=True, known=known)
             except ConfigError as error:
                 self._unsealed(f"{checkpoint.name} keeps settings of another version ({error})")
                 return None, None

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from astrolabe.compose import Parts
 from astrolabe.config import Run
 from astrolabe.errors import ConfigError
+from astrolabe.masking import hide
 from astrolabe.ranks import tell_apart
 from astrolabe.versions import PACKAGES, package_versions
 from astrolabe.world import World
@@ -52,7 +53,7 @@ def check_same(world: World, run: Run, parts: Parts) -> None:
     compare(
         world,
         "the setting",
-        lambda: flat(asdict(run)),
+        lambda: flat(hide(asdict(run))),
         "Start all processes with the same recipes and options.",
     )
     compare(

@@ -10,18 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import typer
 from tensordict import TensorDict
 
 from astrolabe.compose_rewards import Scorer, build_term
 from astrolabe.errors import ConfigError
 from astrolabe.reward_choice import choose_terms
+from astrolabe.screen import echo, one_line
 from astrolabe.video_list import find_prompts, find_videos
 from astrolabe.view import progress, written
 from astrolabe_eval import Video, VideoError, read_mp4
 from astrolabe_eval.agreement import LEAST
 from astrolabe_eval.agreement_report import write_agreement
 from astrolabe_eval.files import check_place, write_atomic
+from astrolabe_eval.tables import csv_cell
 from astrolabe_rewards import CompositeReward, Reward
 from astrolabe_rewards.cache import CachedReward
 
@@ -97,7 +98,7 @@ def perform(request: Request, say: Callable[[str], None]) -> int:
     if request.report is not None:
         _report(request.report, results, rewards, say)
     if failed:
-        typer.echo(_summary(results, list(rewards)), err=True)
+        echo(_summary(results, list(rewards)), err=True)
     return int(bool(failed))
 
 
@@ -138,7 +139,7 @@ def write_scores(path: Path, results: Sequence[Scored], names: Sequence[str]) ->
     """Write all scores as CSV, or as JSON Lines if ``path`` ends in ``.jsonl``.
 
     A row has the path, the prompt, one column for each reward (empty or null where there is no
-    score), and what went wrong, if anything.
+    score), and what went wrong, if anything. In CSV, texts are as `csv_cell` makes them.
     """
     rows = [
         {
@@ -153,9 +154,9 @@ def write_scores(path: Path, results: Sequence[Scored], names: Sequence[str]) ->
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     else:
         table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, ["path", "prompt", *names, "error"])
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(table)
+        for cells in (["path", "prompt", *names, "error"], *(row.values() for row in rows)):
+            writer.writerow([csv_cell(x) if isinstance(x, str) else x for x in cells])
         text = table.getvalue()
     write_atomic(path, text.encode("utf-8", "backslashreplace"))
 
@@ -212,9 +213,9 @@ def _show(scored: Iterator[Scored], count: int, say: Callable[[str], None]) -> N
                 numbers = "  ".join(
                     f"{name} {written(score, '.4f')}" for name, score in result.scores.items()
                 )
-                say(f"{result.path}  {numbers}")
+                say(f"{one_line(result.path)}  {numbers}")
             if result.error and count > 1:
-                typer.echo(f"skipped: {result.error}", err=True)
+                echo(f"skipped: {one_line(result.error)}", err=True)
             advance(1)
 
 
@@ -227,7 +228,7 @@ def _report(
     """Write how the rewards agree over the videos that could be read."""
     read = [result for result in results if result.scores]
     if len(read) < LEAST:
-        typer.echo(f"No report: it needs {LEAST} videos that can be read.", err=True)
+        echo(f"No report: it needs {LEAST} videos that can be read.", err=True)
         return
     write_agreement(
         folder,

@@ -7,9 +7,9 @@ and crash reports, where each writes its own) and speaks to the user.
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from astrolabe.evaluate import evaluate
 from astrolabe.explain import explain
 from astrolabe.guard import StepGuard
 from astrolabe.load import changed, names_in
+from astrolabe.masking import known_secrets
 from astrolabe.metrics_file import check_metrics, go_on_after
 from astrolabe.rank_log import RankLog, log_to
 from astrolabe.recipe_changes import check_changes
@@ -32,6 +33,7 @@ from astrolabe.run_folder import RunFolder
 from astrolabe.run_lock import RunLock
 from astrolabe.sameness import check_same
 from astrolabe.saving import Saver, space_needed
+from astrolabe.screen import echo
 from astrolabe.shown import describe
 from astrolabe.signals import interruptible
 from astrolabe.stacks import why_hung
@@ -193,7 +195,9 @@ def _go(folder: RunFolder, run: Run, world: World, begin: Begin) -> int:
     interrupted = 0 if "TORCHELASTIC_RUN_ID" in os.environ else INTERRUPTED
     with ExitStack() as stack:
         world.lead(lambda: stack.enter_context(RunLock(folder.path, view.say)))
-        log = stack.enter_context(log_to(folder.path, world))
+        log = stack.enter_context(
+            log_to(folder.path, world, known_secrets(asdict(run), os.environ))
+        )
         try:
             if not _train(folder, run, world, view, log, begin):
                 return interrupted
@@ -206,7 +210,7 @@ def _go(folder: RunFolder, run: Run, world: World, begin: Begin) -> int:
             if explain(error) is None:
                 where = crash.report(folder, run, error, world)
                 # Not through the view, which one process has alone.
-                sys.stderr.write(f"crash report: {where}\n")
+                echo(f"crash report: {where}", err=True)
             raise
     return 0
 
@@ -285,7 +289,7 @@ def _report(folder: RunFolder, run: Run, world: World, view: View) -> None:
     """Evaluate; processes share the videos, and the last one to finish writes the report."""
     done = evaluate(folder, run, view.say, share=(world.rank, world.size))
     if done is not None and not world.main:
-        sys.stdout.write(f"Report: {folder.report}\n")
+        echo(f"Report: {folder.report}")
 
 
 def _say(view: View, texts: list[str]) -> None:

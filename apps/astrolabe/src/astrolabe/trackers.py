@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from astrolabe.errors import ConfigError
 from astrolabe.line_files import set_aside
+from astrolabe.masking import refuse_hidden
 
 if TYPE_CHECKING:
     from torchrl.record.loggers import Logger
@@ -131,6 +132,7 @@ def open_tracker(name: str, options: Mapping[str, Any], folder: Path) -> "Logger
     }
     maker: Any = getattr(import_module(f"torchrl.record.loggers.{name}"), LOGGERS[name])
     _check_options(name, maker, options)
+    refuse_hidden(options, f"logging.tracker_options.{name}")
     Path(logs).mkdir(parents=True, exist_ok=True)
     try:
         with _on_run(runs.get(name) if name == "mlflow" else None):

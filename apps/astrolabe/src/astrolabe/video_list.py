@@ -5,6 +5,7 @@ from pathlib import Path
 
 from astrolabe.errors import ConfigError
 from astrolabe.jobs import Manifest, Settings
+from astrolabe_eval.tables import csv_text
 from astrolabe_rollout.errors import PromptFileError
 from astrolabe_rollout.prompt_files import read_rows
 
@@ -82,7 +83,7 @@ def read_table(file: Path) -> dict[Path, str]:
 
     Args:
         file: With ``path`` and ``prompt`` in each row or object, see `read_rows`; a prompt may be
-            empty.
+            empty. What `astrolabe score --out` wrote is one.
 
     Returns:
         Absolute path to prompt.
@@ -93,7 +94,7 @@ def read_table(file: Path) -> dict[Path, str]:
     table: dict[Path, str] = {}
     try:
         for row in read_rows(file):
-            path, prompt = row.text(PATH), row.text(empty=True)
+            path, prompt = csv_text(row.text(PATH)), csv_text(row.text(empty=True))
             beside = file.parent / path
             found = (beside if beside.exists() else Path(path)).resolve()
             if table.setdefault(found, prompt) != prompt:

@@ -17,6 +17,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from astrolabe.screen import console as make_console
+from astrolabe.screen import shown
+
 PHASES = ("sample", "score", "update")
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -48,7 +51,7 @@ class View:
 
     def say(self, text: str) -> None:
         """Show a line that stays."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(shown(text), highlight=False, markup=False, soft_wrap=True)
 
     def phase(self, name: str, share: float) -> None:
         """A phase has begun (0) or ``share`` of it is done; plain lines do not show it."""
@@ -129,7 +132,8 @@ class LiveView(View):
         parts: list[RenderableType] = [self._progress(), self._phases()]
         if self._history:
             parts += [Text(), self._rewards(), Text(), Text(self._numbers(), style="dim")]
-        return Panel(Group(*parts), title=self.title, title_align="left", padding=(0, 1))
+        title = Text(shown(self.title))
+        return Panel(Group(*parts), title=title, title_align="left", padding=(0, 1))
 
     def _progress(self) -> RenderableType:
         row = Table.grid(padding=(0, 2))
@@ -170,7 +174,7 @@ class LiveView(View):
             style = "green" if change > 0 else "red" if change < 0 else ""
             cells = written(first), written(values[-1]), Text(written(change, "+.3g"), style=style)
             share = scored_share(f"reward/{name}", self._last)
-            table.add_row(f"{name}{share}", *cells, sparkline(values, 40))
+            table.add_row(Text(shown(f"{name}{share}")), *cells, sparkline(values, 40))
         return table
 
     def _numbers(self) -> str:
@@ -191,7 +195,7 @@ class LiveView(View):
 
 def make_view(steps: int, title: str, *, speaks: bool = True) -> View:
     """Return the view that fits where the output goes."""
-    console = Console()
+    console = make_console()
     if not speaks:
         return Silent(steps, console)
     return LiveView(steps, console, title) if console.is_terminal else View(steps, console)
@@ -267,7 +271,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         what: A word for the work.
         total: Of its parts.
     """
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     bar = Progress(
         TextColumn(what),
         BarColumn(),

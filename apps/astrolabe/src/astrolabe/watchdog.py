@@ -24,6 +24,7 @@ from astrolabe.clock import Watcher
 from astrolabe.lookout import PAUSED, Lookout
 from astrolabe.masking import known_secrets, mask
 from astrolabe.ranks import name_ranks, tell_apart
+from astrolabe.screen import shown
 from astrolabe.stacks import headline, place_for, stacks, stacks_path, way_on
 from astrolabe.world import World
 from astrolabe_eval.files import write_atomic
@@ -154,7 +155,7 @@ class Watchdog:
                 alone.join(self._grace)
             if self._asks:
                 # Not through logging, which shows nothing but on the main process.
-                sys.stderr.write(f"{self._message()}\n")
+                sys.stderr.write(f"{shown(self._message())}\n")
                 sys.stderr.flush()
         finally:
             os._exit(1)

@@ -28,6 +28,9 @@ _LATEX: Final = {
     "]": "{]}",
     HELD_OUT: r"\textsuperscript{\dag}",
 }
+#: Spreadsheets skip blanks before a formula, and some read a full-width sign as the plain one.
+_FORMULA: Final = re.compile(r"[\t\r\n]|\s*[=+\-@＝＋－＠]")  # noqa: RUF001
+_NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def markdown_table(comparison: Comparison, *, title: str = "") -> str:
@@ -113,13 +116,13 @@ def csv_table(comparison: Comparison) -> str:
     Returns:
         Lines ``model,sample,prompt,seed,<score>,...`` (RFC 4180, but ended by a line feed alone),
         numbers with all their digits, nothing where there is no score. ``sample`` counts from 0 in
-        the order of the suite.
+        the order of the suite. Texts are as `csv_cell` makes them.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     samples = comparison["samples"]
     names = list(samples[0]["before"])
-    writer.writerow(["model", "sample", "prompt", "seed", *names])
+    writer.writerow(["model", "sample", "prompt", "seed", *map(csv_cell, names)])
     for label in comparison["labels"]:
         for index, sample in enumerate(samples):
             first = label == comparison["labels"][0]
@@ -128,8 +131,27 @@ def csv_table(comparison: Comparison) -> str:
             )
             assert scores is not None
             numbers = ["" if scores[name] is None else repr(scores[name]) for name in names]
-            writer.writerow([label, index, sample["prompt"], sample["seed"], *numbers])
+            prompt = csv_cell(sample["prompt"])
+            writer.writerow([csv_cell(label), index, prompt, sample["seed"], *numbers])
     return file.getvalue()
+
+
+def csv_cell(text: str) -> str:
+    """Text that no spreadsheet takes for a formula: one that could be is put after an apostrophe.
+
+    >>> [csv_cell(text) for text in ("a cat", "-0.5", "=1+1", "- a cat")]
+    ['a cat', '-0.5', "'=1+1", "'- a cat"]
+    """
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def csv_text(cell: str) -> str:
+    """The text of which `csv_cell` made a cell.
+
+    >>> csv_text(csv_cell("=1+1")), csv_text("'tis a cat")
+    ('=1+1', "'tis a cat")
+    """
+    return cell[1:] if cell[:1] == "'" and csv_cell(cell[1:]) == cell else cell
 
 
 def escape_latex(text: str) -> str:

@@ -76,9 +76,9 @@ class RemoteReward(Reward):
             described, self._max_body = connection.offer(reward)
             if fingerprint not in ("", described.fingerprint):
                 raise ValueError(
-                    f"{url}: {reward!r} has the fingerprint {described.fingerprint!r}, not "
-                    f"{fingerprint!r}: other options or weights. Serve the one that is wanted, or "
-                    "leave the option 'fingerprint' out."
+                    f"{connection.url}: {reward!r} has the fingerprint {described.fingerprint!r}, "
+                    f"not {fingerprint!r}: other options or weights. Serve the one that is "
+                    "wanted, or leave the option 'fingerprint' out."
                 )
         except BaseException:
             connection.close()

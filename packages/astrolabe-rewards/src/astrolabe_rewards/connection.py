@@ -4,6 +4,7 @@ Nothing here knows of rewards or batches; see `client` for that.
 """
 
 import logging
+import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -52,8 +53,10 @@ class Connection:
         except httpx.InvalidURL:
             parsed = httpx.URL("")
         if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise ValueError(f"url is {url!r}. Give one such as 'http://127.0.0.1:8000'.")
-        self.url = url
+            raise ValueError(
+                f"url is {without_secrets(url)!r}. Give one such as 'http://127.0.0.1:8000'."
+            )
+        self.url = without_secrets(url)
         self._timeout, self._retries = timeout, retries
         self._client = httpx.Client(
             base_url=parsed,
@@ -154,6 +157,17 @@ class Connection:
             return Answer.unpack(bytearray(response.content), count)
         except WireError as error:
             raise UnavailableError(f"{self.url}: the answer is damaged: {error}") from error
+
+
+def without_secrets(url: str) -> str:
+    """An address as messages and logs may have it: no user, no password, no values of a query.
+
+    >>> without_secrets("https://me:pw@host:8000/a?token=abc&n=3")
+    'https://***@host:8000/a?token=***&n=***'
+    """
+    url = re.sub(r"(//)[^/?#]*@", r"\1***@", url)
+    head, mark, query = url.partition("?")
+    return head + mark + re.sub(r"=[^&;#]*", "=***", query)
 
 
 def _parsed(response: "httpx.Response") -> dict[str, Any]:  # Any: JSON
