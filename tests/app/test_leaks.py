@@ -122,7 +122,7 @@ def test_files_of_strange_names_end_in_one_plain_line(tmp_path, monkeypatch, cap
 PRINTING = {
     "screen.py": "the one place",
     "watchdog.py": "the last words of a process, through `shown`",
-    "lookout.py": "a process of its own, which imports nothing",
+    "lookout.py": "the last words about a process that hangs",
     "rank_log.py": "tells that the log itself fails",
     "view.py": "asks whether it is a terminal",
     "generation.py": "asks whether it is a terminal",
