@@ -222,7 +222,7 @@ def test_broken_toml_names_file_and_line(tmp_path):
 def test_a_recipe_that_is_not_utf8_is_refused(tmp_path):
     mine = tmp_path / "mine.toml"
     mine.write_bytes(b'[model]\nname = "t\xff"\n')
-    with pytest.raises(ConfigError, match=r"mine\.toml' is not UTF-8"):
+    with pytest.raises(ConfigError, match=r"mine\.toml': line 2 is not UTF-8"):
         load([str(mine)])
 
 

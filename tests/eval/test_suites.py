@@ -63,5 +63,5 @@ def test_bad_files_are_refused_with_their_place(tmp_path):
     path.write_text("fine")
     with pytest.raises(SuiteError, match="limit is 0"):
         load_suite(path, limit=0)
-    with pytest.raises(SuiteError, match="no prompt file"):
+    with pytest.raises(SuiteError, match="it is a folder, not a file"):
         load_suite(tmp_path)

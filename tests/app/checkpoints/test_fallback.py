@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -7,6 +9,7 @@ from astrolabe.checkpoint import restore, restore_reward
 from astrolabe.checkpoint_files import publish
 from astrolabe.run_folder import RunFolder
 from astrolabe.saving import Saver
+from astrolabe_eval import input_files
 from astrolabe_rollout.errors import CheckpointError
 
 FILES = [
@@ -167,3 +170,30 @@ def test_the_manifest_tells_version_step_and_reward(folder, make_parts):
     assert manifest["step"] == 3
     assert manifest["reward/total"] == 0.25
     assert sorted(manifest["files"]) == [name for name in FILES if name != "manifest.json"]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.json"])
+def test_a_checkpoint_that_may_not_be_read_is_refused_and_stays(
+    folder, saved, make_parts, name, monkeypatch
+):
+    def forbid(path, mode):
+        if path.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return path.open(mode)
+
+    monkeypatch.setattr(input_files, "open", forbid, raising=False)  # root may read all files
+    for read in (lambda: restore(folder, make_parts()), folder.newest, folder.find):
+        with pytest.raises(CheckpointError, match=f"you have no permission for {name}"):
+            read()
+    assert names(folder) == ["step-000010", "step-000020"]
+
+
+def test_checkpoints_that_may_not_be_listed_are_not_taken_for_none(
+    folder, saved, make_parts, monkeypatch
+):
+    def forbid(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", forbid)
+    with pytest.raises(PermissionError):
+        restore(folder, make_parts())

@@ -15,6 +15,8 @@ from typing import Any
 
 from astrolabe.state_files import TENSORS
 from astrolabe_eval.files import write_atomic
+from astrolabe_eval.input_files import check_file, read_json
+from astrolabe_rollout.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 LORA = "lora"
@@ -81,11 +83,17 @@ def remove(checkpoint: Path) -> None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Return in what a checkpoint is not exactly what was saved; None if it is whole."""
+    """Return in what a checkpoint is not exactly what was saved; None if it is whole.
+
+    Raises:
+        CheckpointError: If that cannot be known, as it may not be read.
+    """
     try:
         manifest = _manifest(checkpoint)
         files = manifest["files"].items()
         expected = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in files}
+    except PermissionError as error:
+        raise _forbidden(checkpoint, MANIFEST) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"it has no readable {MANIFEST}"
     seal = _seal(manifest)
@@ -104,9 +112,19 @@ def damage(checkpoint: Path) -> str | None:
                 return f"{name} does not hold what was saved"
         except FileNotFoundError:
             return f"{name} is missing"
+        except PermissionError as error:
+            raise _forbidden(checkpoint, name) from error
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
     return None
+
+
+def _forbidden(checkpoint: Path, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint {str(checkpoint)!r} may not be read: you have no permission for {name}. "
+        f"Give it to yourself (chmod -R u+rwX {checkpoint}), or go on as who trained the run. "
+        "Nothing was moved."
+    )
 
 
 def reward_of(checkpoint: Path) -> float | None:
@@ -147,7 +165,7 @@ def digest_of(checkpoint: Path) -> str:
 
 
 def _manifest(checkpoint: Path) -> dict[str, Any]:  # Any: names, numbers, and an entry per file
-    content: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text("utf-8"))
+    content: dict[str, Any] = read_json(checkpoint / MANIFEST)
     return content
 
 
@@ -175,6 +193,7 @@ def _digests(folder: Path) -> dict[str, dict[str, int | str]]:
 
 
 def _digest(path: Path) -> str:
+    check_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

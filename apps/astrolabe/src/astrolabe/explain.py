@@ -12,7 +12,7 @@ WAYS_OUT = {
     errno.EDQUOT: _FULL,
     errno.EFBIG: _FULL,
     errno.EROFS: "Write to another place.",
-    errno.EACCES: "Write to another place, or change the permissions.",
+    errno.EACCES: "Change the permissions, or name another path.",
     errno.EISDIR: "It is a folder: give the name of a file.",
     errno.ENOTDIR: "It is a file: write to another place.",
     errno.ENAMETOOLONG: "Give a shorter name.",

@@ -16,6 +16,7 @@ from astrolabe.errors import ConfigError
 from astrolabe.line_files import read_lines
 from astrolabe_eval.errors import DamageError
 from astrolabe_eval.files import append_line
+from astrolabe_eval.input_files import check_file, read_bytes
 from astrolabe_eval.sealed import CHANGED, file_digest, set_aside
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.scenes import Scene
@@ -147,7 +148,7 @@ class Manifest:
         self.notes: list[str] = []
         self._digests: dict[str, list[tuple[Settings, str | None]]] = {}
         for path in sorted(folder.glob("manifest*.jsonl")):
-            for line in read_lines(path.read_bytes()):
+            for line in read_lines(read_bytes(path)):
                 entry = line.entry or {}
                 if isinstance(entry.get("file"), str) and "settings" in entry:
                     self.known[entry["file"]] = entry["settings"]
@@ -220,6 +221,7 @@ class Manifest:
 
 def digest(path: Path) -> str:
     """Return a short digest of a file, to know it again."""
+    check_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 

@@ -23,6 +23,7 @@ from astrolabe.config import Run
 from astrolabe.errors import ConfigError
 from astrolabe.masking import hide, reveal
 from astrolabe.settings_table import Table, apply, merge
+from astrolabe_eval.input_files import check_depth, read_json, read_text
 
 #: What code a file of settings may name: any, parts that are installed, entry points only.
 Code = Literal["any", "parts", "entry points"]
@@ -127,11 +128,11 @@ def read_recipe(name: str) -> str:
     """Return the text of a packaged recipe or overlay, or of a ``.toml`` file.
 
     Raises:
-        ConfigError: If there is none, or it is not UTF-8 text.
+        ConfigError: If there is none, or it cannot be read, or is not UTF-8 text.
     """
     packaged = _packaged("recipes") | _packaged("recipes/overlays")
     source = Path(name) if name.endswith(".toml") else packaged.get(name)
-    if source is None or not source.is_file():
+    if source is None or not os.path.lexists(source):
         close = get_close_matches(name.removesuffix(".toml"), packaged, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConfigError(
@@ -139,11 +140,13 @@ def read_recipe(name: str) -> str:
             f"{', '.join(overlay_names())}; or give the path of a .toml file."
         )
     try:
-        return source.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
+        return read_text(source)
+    except OSError as error:
         raise ConfigError(
-            f"recipe {name!r} is not UTF-8 text (byte {error.start}). Save it as UTF-8."
+            f"recipe {name!r} cannot be read ({error.strerror}). Name a file that you may read."
         ) from error
+    except ValueError as error:
+        raise ConfigError(f"recipe {name!r}: {error}. Save it as UTF-8.") from error
 
 
 def to_json(run: Run) -> str:
@@ -173,12 +176,16 @@ def from_json(path: Path, *, allow_code: bool = False, known: Run | None = None)
             `load` would refuse.
     """
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = read_json(path)
     except FileNotFoundError:
         raise ConfigError(
             f"{str(path.parent)!r} has no {path.name}, so it is no run folder. "
             "Give the folder that `astrolabe train` wrote."
         ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{str(path)!r} cannot be read ({error.strerror}). Give a folder that you may read."
+        ) from error
     except ValueError as error:  # no JSON, or no UTF-8
         raise ConfigError(f"{str(path)!r} cannot be read ({error}). {_BACKUP}") from error
     if not isinstance(table, dict):
@@ -220,10 +227,12 @@ def _defaults() -> Table:
 def _read(recipe: str) -> Table:
     text = read_recipe(recipe)
     try:
-        return tomllib.loads(text)
+        table = tomllib.loads(text)
+        check_depth(table)
     # Also a number of more digits than Python reads, and tables too deep.
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"recipe {recipe!r} is no TOML: {error}. Mend that line.") from error
+    return table
 
 
 @cache

@@ -6,6 +6,7 @@ from pathlib import Path
 from astrolabe.line_files import Line, read_lines, set_aside
 from astrolabe.watch_metrics import step_problem
 from astrolabe_eval.files import write_atomic
+from astrolabe_eval.input_files import check_file
 
 
 def read_metrics(path: Path) -> tuple[list[Line], list[Line]]:
@@ -75,6 +76,7 @@ def in_words(damaged: list[Line]) -> str:
 
 def _content(path: Path, mode: str = "rb") -> bytes:
     try:
+        check_file(path)
         with path.open(mode) as file:
             content: bytes = file.read()
             return content

@@ -23,6 +23,7 @@ from astrolabe.masking import mask_secrets
 from astrolabe.screen import shown
 from astrolabe.versions import PACKAGES
 from astrolabe.world import World
+from astrolabe_eval.input_files import check_file, parse_json
 
 log = logging.getLogger(__name__)
 
@@ -190,6 +191,7 @@ def read_tail(path: Path, lines: int, most: int = 2**18) -> list[str]:
         lines: How many.
         most: Bytes that are looked at.
     """
+    check_file(path)
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - most))
         texts = file.read().decode(errors="replace").rstrip("\n").split("\n")[-lines:]
@@ -198,7 +200,7 @@ def read_tail(path: Path, lines: int, most: int = 2**18) -> list[str]:
 
 def _readable(line: str) -> str:
     try:
-        fields = json.loads(line)
+        fields = parse_json(line)
         where = f"step {fields['step']} {fields['phase']}".rstrip()
         told = f"{fields['time']} {where} {fields['level']} {fields['logger']}: {fields['message']}"
     except (ValueError, KeyError, TypeError):

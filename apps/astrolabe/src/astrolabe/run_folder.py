@@ -22,6 +22,7 @@ import logging
 import os
 import shutil
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -40,6 +41,7 @@ from astrolabe.config import Run
 from astrolabe.errors import ConfigError
 from astrolabe.load import from_json, from_table, to_json, to_table
 from astrolabe.recipe_changes import check_untouched
+from astrolabe.trackers import RUNS
 from astrolabe_eval.files import check_place, write_atomic
 from astrolabe_rollout.errors import CheckpointError
 
@@ -136,6 +138,15 @@ class RunFolder:
             reseal(checkpoint, to_table(run))
         write_atomic(self.config, to_json(run).encode())
 
+    def withdraw(self) -> None:
+        """Take the settings back if no step was finished: the folder can be claimed anew."""
+        with suppress(OSError):
+            if self.all_checkpoints() or (self.metrics.exists() and self.metrics.stat().st_size):
+                return
+            self.metrics.unlink(missing_ok=True)
+            self.checkpoints.rmdir() if self.checkpoints.exists() else None
+            self.config.unlink(missing_ok=True)
+
     def check_space(self, needed: int) -> None:
         """Refuse to start on a disk that cannot hold ``needed`` bytes.
 
@@ -154,9 +165,17 @@ class RunFolder:
             )
 
     def all_checkpoints(self) -> list[Path]:
-        """Folders of the checkpoints, oldest first; not those that were put aside as damaged."""
-        found = self.checkpoints.glob("step-*")
-        return sorted((path for path in found if path.name[5:].isdecimal()), key=step_of)
+        """Folders of the checkpoints, oldest first; not those that were put aside as damaged.
+
+        Raises:
+            OSError: If they cannot be listed.
+        """
+        try:
+            names = os.listdir(self.checkpoints)  # unlike glob, it tells that it may not look
+        except FileNotFoundError:
+            return []
+        found = [name for name in names if name.startswith("step-") and name[5:].isdecimal()]
+        return sorted((self.checkpoints / name for name in found), key=step_of)
 
     def newest(self) -> Path | None:
         """Folder of the newest checkpoint, verified; None if there is none yet.
@@ -243,7 +262,7 @@ class RunFolder:
 
     def _something_inside(self) -> bool:
         # Not what a run leaves that was killed before it began: its lock, unfinished files, logs.
-        names = {path.name for path in self.path.iterdir()} - {"logs", "crash"}
+        names = {path.name for path in self.path.iterdir()} - {"logs", "crash", RUNS}
         return any(not name.startswith(".") for name in names)
 
     def _verify(self, checkpoint: Path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from astrolabe_eval.input_files import parse_json
+
 #: What a file system answers that has no locks, or whose server for them is not there.
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
@@ -79,7 +81,7 @@ class RunLock:
 
     def _refusal(self, content: bytes) -> str:
         try:
-            about = json.loads(content)
+            about = parse_json(content.decode())
             who = f"process {about['pid']} on {about['host']}, since {about['since']}"
         except (ValueError, KeyError, TypeError):
             who = "another process, which has only just begun"

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from astrolabe.errors import ConfigError
+from astrolabe_eval.input_files import check_depth
 
 #: A parsed TOML table. Any: what is in it is only known after the check.
 Table = dict[str, Any]
@@ -28,6 +29,10 @@ def _override(text: str) -> Table:
         pass  # a bare text, such as a path
     for key in reversed(keys):
         parsed = {key: parsed}
+    try:
+        check_depth(parsed)
+    except ValueError as error:
+        raise ConfigError(f"--set {text[:60]}...: {error}. Settings lie less deep.") from error
     table: Table = parsed
     return table
 

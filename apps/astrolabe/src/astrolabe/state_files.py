@@ -10,7 +10,6 @@ container around all this: one process alone makes and names its folder, so othe
 their parts into it, and it keeps no digests, so it would take a damaged file for a whole one.
 """
 
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +30,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from astrolabe_eval.files import write_atomic
+from astrolabe_eval.input_files import check_file, read_json
 from astrolabe_rollout.errors import CheckpointError
 
 #: Nested dicts with names as keys; in them tensors, and what JSON knows. Any: they nest.
@@ -127,6 +127,8 @@ def read_tensors(
     """
     reader = HuggingFaceStorageReader(str(checkpoint / TENSORS))
     try:
+        for file in (checkpoint / TENSORS).glob("*"):
+            check_file(file)
         tensors = {
             path: _room(path, stored.size, stored.properties.dtype, parameters or {})
             for path, stored in _stored(reader.read_metadata()).items()
@@ -154,7 +156,7 @@ def read_state(
     """
     refuse_earlier(checkpoint)
     try:
-        state: State = json.loads((checkpoint / REST).read_text("utf-8"))
+        state: State = read_json(checkpoint / REST)
         for path, tensor in read_tensors(checkpoint, parameters, under).items():
             *parents, name = path.split("/")
             place = state

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from astrolabe.errors import ConfigError
 from astrolabe.line_files import set_aside
 from astrolabe.masking import refuse_hidden
+from astrolabe_eval.input_files import read_bytes
 
 if TYPE_CHECKING:
     from torchrl.record.loggers import Logger
@@ -89,7 +90,7 @@ def known_runs(folder: Path) -> dict[str, str]:
     """
     path = folder / RUNS
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except FileNotFoundError:
         return {}
     try:

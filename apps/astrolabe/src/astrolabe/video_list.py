@@ -1,5 +1,6 @@
 """Which video files are meant, and what each should show."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,12 +66,12 @@ def find_prompts(videos: Sequence[Path], given: Sequence[str], file: Path | None
     if file is not None:
         table = read_table(file)
         for video in videos:
-            if video.resolve() not in table:
+            if os.path.realpath(video) not in table:
                 raise ConfigError(
                     f"{str(file)!r} says nothing about {str(video)!r}. Add a line for it; paths "
                     "are taken from the folder of that file, or else from the present one."
                 )
-        return [table[video.resolve()] for video in videos]
+        return [table[os.path.realpath(video)] for video in videos]
     manifests = {
         folder: Manifest(folder, {}).known
         for folder in {video.parent for video in videos if video.is_file()}
@@ -78,7 +79,7 @@ def find_prompts(videos: Sequence[Path], given: Sequence[str], file: Path | None
     return [_made_from(manifests.get(video.parent, {}).get(video.name)) for video in videos]
 
 
-def read_table(file: Path) -> dict[Path, str]:
+def read_table(file: Path) -> dict[str, str]:
     """Read a table of paths and prompts.
 
     Args:
@@ -91,12 +92,12 @@ def read_table(file: Path) -> dict[Path, str]:
     Raises:
         ConfigError: Names the file, the line and the column.
     """
-    table: dict[Path, str] = {}
+    table: dict[str, str] = {}
     try:
         for row in read_rows(file):
             path, prompt = csv_text(row.text(PATH)), csv_text(row.text(empty=True))
             beside = file.parent / path
-            found = (beside if beside.exists() else Path(path)).resolve()
+            found = os.path.realpath(beside if beside.exists() else path)
             if table.setdefault(found, prompt) != prompt:
                 raise row.error(
                     f"{path!r} has another prompt than in an earlier one. Keep one of them."

@@ -12,6 +12,7 @@ from typing import Any
 
 from astrolabe.errors import ConfigError
 from astrolabe.watch_metrics import last_entry, number
+from astrolabe_eval.input_files import read_json
 
 #: A parsed JSON object. Any: what is in it is only known after the check.
 Table = dict[str, Any]
@@ -33,7 +34,7 @@ def find_runs(path: Path) -> dict[str, Path]:
     """
     if not path.is_dir():
         raise ConfigError(f"there is no folder {str(path)!r}. {_WAY_OUT}")
-    root = path.resolve()
+    root = Path(os.path.realpath(path))
     if (root / CONFIG).is_file():
         read_settings(root)
         return {root.name: root}
@@ -113,10 +114,11 @@ def read_samples(folder: Path, step: int) -> list[Table]:
 def inside(folder: Path, name: str) -> Path | None:
     """The file ``name`` of a run, if it is there and lies in its folder when links are followed."""
     try:
-        path = (folder / name).resolve(strict=True)
+        # Path.resolve has errors of its own for a loop of links.
+        path = Path(os.path.realpath(folder / name, strict=True))
     except (OSError, ValueError):  # missing, a loop of links, or a zero byte in the name
         return None
-    return path if path.is_file() and path.is_relative_to(folder.resolve()) else None
+    return path if path.is_file() and path.is_relative_to(os.path.realpath(folder)) else None
 
 
 _WAY_OUT = "Give the folder that `astrolabe train` wrote, or one that holds several, such as runs."
@@ -148,8 +150,8 @@ def _read_table(folder: Path, name: str) -> Table:
     try:
         if path is None:
             raise FileNotFoundError("it is no file of this folder")
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        table = read_json(path, whole=False)
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"{str(folder / name)!r} cannot be read ({error}). Take it from a backup."
         ) from error

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
 
 from astrolabe.line_files import read_lines
+from astrolabe_eval.input_files import check_file
 
 CHUNK = 4 * 2**20
 """Bytes that are read at a time."""
@@ -48,6 +49,7 @@ def read_piece(path: Path | None, offset: int = 0, mark: str = "") -> Piece:
         return Piece(
             offset=0, mark="", reset=offset > 0, steps=[], values={}, damaged=0, more=False
         )
+    check_file(path)
     with path.open("rb") as file:
         size = file.seek(0, 2)
         reset = offset > 0 and not (offset <= size and _mark(file, offset) == mark)
@@ -74,6 +76,7 @@ def read_piece(path: Path | None, offset: int = 0, mark: str = "") -> Piece:
 
 def last_entry(path: Path) -> dict[str, float | None]:
     """Read the last line that is whole; empty if there is none."""
+    check_file(path)
     with path.open("rb") as file:
         file.seek(max(file.seek(0, 2) - 2**16, 0))
         lines = file.read().split(b"\n")[:-1]

@@ -131,8 +131,6 @@ def _even(times: Sequence[Fraction], rate: Fraction, tick: Fraction) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple["av.container.InputContainer", av.VideoStream]]:
-    if not path.is_file():
-        raise VideoError(f"There is no video file {str(path)!r}. Check the path.")
     check_complete(path)
     try:
         with av.open(path) as container:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Final
 
 from astrolabe_eval.errors import VideoError
+from astrolabe_eval.input_files import check_file
 
 #: What may follow one another in a file (ISO/IEC 14496-12, 6.2.3, and QuickTime).
 _BOXES: Final = frozenset(
@@ -13,14 +14,23 @@ _BOXES: Final = frozenset(
 
 
 def check_complete(path: Path) -> None:
-    """Refuse an mp4 whose boxes announce more bytes than the file has.
+    """Refuse what is no file, and an mp4 whose boxes announce more bytes than the file has.
 
     A box starts with its size in 4 bytes and its type in 4. What follows the last box and is none
     (some programs append a signature or padding) is nothing that could be missing.
 
     Raises:
-        VideoError: If the file is cut short; other kinds of files are not looked at.
+        VideoError: If it is no file that can be read, or an mp4 that is cut short.
     """
+    try:
+        check_file(path)
+    except FileNotFoundError:
+        raise VideoError(f"There is no video file {str(path)!r}. Check the path.") from None
+    except OSError as error:
+        raise VideoError(
+            f"The video {str(path)!r} cannot be read ({error.strerror}). Name a file that you may "
+            "read."
+        ) from error
     total = path.stat().st_size
     with path.open("rb") as file:
         if file.read(12)[4:8] != b"ftyp":

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Final
 
 from astrolabe_eval.errors import SuiteError
+from astrolabe_eval.input_files import read_bytes
 
 #: Endings that say that a file is no plain text; its first line would be taken for a prompt.
 _TABLES: Final = (
@@ -21,21 +22,21 @@ def read_lines(path: str | Path) -> list[str]:
             that ends no line, or is a table by its name.
     """
     path = Path(path)
-    if not path.is_file():
-        raise SuiteError(
-            f"There is no prompt file {str(path)!r}. Give a text file with one prompt on a line."
-        )
     if path.suffix.lower() in _TABLES:
         raise SuiteError(
             f"{str(path)!r} ends in {path.suffix}, but only text with one prompt on a line is read "
             "here. Make a Suite of its prompts, or save them as .txt."
         )
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
+    except FileNotFoundError:
+        raise SuiteError(
+            f"There is no prompt file {str(path)!r}. Give a text file with one prompt on a line."
+        ) from None
     except OSError as error:
         raise SuiteError(
             f"The prompt file {str(path)!r} cannot be read ({error.strerror}). "
-            "Check its permissions."
+            "Name a file that you may read."
         ) from error
     for mark, encoding in _MARKS.items():
         if data.startswith(mark):

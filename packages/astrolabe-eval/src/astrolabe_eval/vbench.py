@@ -6,7 +6,6 @@ Vchitect/VBench, Apache-2.0). Its script counts a dimension that is missing as 0
 negative score after normalisation; here such a total is not given at all.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from astrolabe_eval.errors import VBenchError
+from astrolabe_eval.input_files import read_json
 from astrolabe_eval.rows import check_mapping
 from astrolabe_eval.vbench_flat import shares_of
 
@@ -229,11 +229,13 @@ def _result_files(path: Path) -> list[Path]:
 def _read(path: Path) -> dict[str, list[Any]]:
     """The entries of one file, each ``[raw score, per video, ...]``."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         raise VBenchError(f"There is no result file {str(path)!r}. Check the path.") from None
     except OSError as error:
-        raise VBenchError(f"{str(path)!r} cannot be read ({error.strerror}).") from error
+        raise VBenchError(
+            f"{str(path)!r} cannot be read ({error.strerror}). Name a result file."
+        ) from error
     except ValueError as error:
         raise VBenchError(
             f"{str(path)!r} is damaged: it is not JSON ({error}). Run the evaluation again."

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from astrolabe_eval.errors import VBenchError
+from astrolabe_eval.input_files import read_json
 from astrolabe_eval.vbench_needs import NEEDS
 from astrolabe_eval.vbench_prompts import FULL_INFO, SAMPLES, video_name
 
@@ -63,7 +64,7 @@ def _full_info(folders: Sequence[Path]) -> dict[str, set[str]]:
     """Name of each video that VBench looks for, to the dimensions that it is judged on."""
     found: dict[str, set[str]] = {}
     try:
-        for entry in json.loads((folders[0] / FULL_INFO).read_text(encoding="utf-8")):
+        for entry in read_json(folders[0] / FULL_INFO):
             for index in range(SAMPLES):
                 name = video_name(entry["prompt_en"], index)
                 found.setdefault(name, set()).update(entry["dimension"])

@@ -6,7 +6,6 @@ videos by their text, so such a pair shares its videos: 944 different prompts ar
 """
 
 import importlib.util
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from astrolabe_eval.errors import SuiteError
+from astrolabe_eval.input_files import read_json
 from astrolabe_eval.suites import Suite, name_seed
 from astrolabe_eval.text_lines import read_lines
 
@@ -100,7 +100,7 @@ def read_vbench_prompts(place: str | Path | None = None) -> tuple[VBenchPrompt, 
     """
     path = find_full_info(place)
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        entries = read_json(path)
         prompts = tuple(_entry(entry, number) for number, entry in enumerate(entries, start=1))
     except (OSError, ValueError, TypeError) as error:
         raise SuiteError(

@@ -16,9 +16,11 @@ from typing import Any, Final, Literal
 
 from astrolabe_eval.errors import VBenchError
 from astrolabe_eval.files import write_atomic
+from astrolabe_eval.input_files import read_json
 from astrolabe_eval.vbench import DIMENSIONS, RESULTS_SUFFIX, Results, read_results
 from astrolabe_eval.vbench_actions import action_of, names_with_actions
 from astrolabe_eval.vbench_environment import (
+    VERSION,
     check_environment,
     interpreter,
     parameter,
@@ -109,16 +111,16 @@ def run_vbench(
     results.unlink(missing_ok=True)  # what is read below must be of this run
     info = out / f"{name}_full_info.json"
     with TemporaryDirectory(prefix="astrolabe-vbench-") as stage:
-        shown = videos.resolve()
+        shown = absolute = Path(os.path.realpath(videos))
         if mode != "standard" and "human_action" in dimensions:
             names = names_with_actions({file: texts[file] for file in sorted(files)})
-            shown = Path(stage).resolve()
+            shown = Path(os.path.realpath(stage))
             for file, seen in names.items():
-                (shown / seen).symlink_to(videos.resolve() / file)
+                (shown / seen).symlink_to(absolute / file)
             texts = {names[file]: text for file, text in texts.items() if file in names}
         job = {
             "device": device,
-            "out": str(out.resolve()),
+            "out": os.path.realpath(out),
             "videos_path": str(shown),
             "name": name,
             "dimension_list": list(dimensions),
@@ -129,10 +131,10 @@ def run_vbench(
         _run([*command, "-c", _DRIVER, json.dumps(job)], cache, timeout)
         if not results.is_file():
             raise VBenchError(f"VBench ended well but did not write {str(results)!r}.")
-        if shown != videos.resolve():
-            real = {str(shown / seen): str(videos.resolve() / file) for file, seen in names.items()}
+        if shown != absolute:
+            real = {str(shown / seen): str(absolute / file) for file, seen in names.items()}
             for written in (results, info):
-                content = json.loads(written.read_text(encoding="utf-8"))
+                content = _read(written)
                 write_atomic(written, json.dumps(_renamed(content, real), indent=4).encode())
     return _collect(results, info, mode)
 
@@ -272,9 +274,30 @@ def _run(command: list[str], cache: Path, timeout: float | None) -> None:
 def _collect(results: Path, info: Path, mode: str) -> VBenchRun:
     """Read the results and compare them with the videos that VBench had planned to read."""
     found = read_results(results)
-    scores = json.loads(results.read_text(encoding="utf-8"))
-    plan: list[dict[str, Any]] = json.loads(info.read_text(encoding="utf-8"))
-    missing = []
+    scores, plan = _read(results), _read(info)
+    try:
+        return VBenchRun(found, *_compared(scores, plan, mode))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise VBenchError(
+            f"{str(info)!r} and {str(results)!r} are not what VBench {VERSION} writes ({error!r}). "
+            "Run it again."
+        ) from error
+
+
+def _read(path: Path) -> Any:  # Any: whatever JSON holds
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise VBenchError(
+            f"{str(path)!r}, which VBench wrote, cannot be read ({error}). Run it again."
+        ) from error
+
+
+def _compared(
+    scores: Mapping[str, Any], plan: Sequence[Mapping[str, Any]], mode: str
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """Videos that are not there, and by dimension those without a score."""
+    missing: list[str] = []
     planned: dict[str, list[str]] = {name: [] for name in scores}
     for entry in plan:
         paths = [Path(path).name for path in entry.get("video_list", ())]
@@ -289,4 +312,4 @@ def _collect(results: Path, info: Path, mode: str) -> VBenchRun:
         scored = {Path(item["video_path"]).name for item in scores[name][1]}
         if rest := tuple(sorted(set(names) - scored)):
             unscored[name] = rest
-    return VBenchRun(found, tuple(dict.fromkeys(missing)), unscored)
+    return tuple(dict.fromkeys(missing)), unscored

@@ -1,6 +1,7 @@
 """A folder of video files as an evaluation: which files, what each should show, their scores."""
 
 import operator
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -100,7 +101,9 @@ def find_videos(folder: str | Path, prompts: Prompts | None) -> FolderVideos:
         seeds.append(name_seed(text, seen[text]))
         seen[text] += 1
     words = any(letter.isalpha() for text in texts for letter in text)
-    suite = Suite(folder.resolve().name or "videos", tuple(texts), tuple(seeds))
+    suite = Suite(
+        os.path.basename(os.path.realpath(folder)) or "videos", tuple(texts), tuple(seeds)
+    )
     return FolderVideos(paths, suite, prompts is not None or words)
 
 

@@ -6,6 +6,7 @@ separate file that raters must not see.
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import TypedDict
 
@@ -147,7 +148,7 @@ def read_votes(path: str | Path, key: str | Path) -> VoteResult:
     ballots: dict[str, Ballot] = {}
     sources: dict[str, Path] = {}
     for file in files:
-        if file.resolve() == key.resolve():
+        if os.path.realpath(file) == os.path.realpath(key):
             continue
         ballot = read_ballot(file, answers)
         if ballot.rater in sources:

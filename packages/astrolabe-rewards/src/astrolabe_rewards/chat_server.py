@@ -223,7 +223,7 @@ class ChatServer:
         try:
             choice = response.json()["choices"][0]
             text, reason = choice["message"].get("content"), choice.get("finish_reason")
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ConnectionError(
                 f"the server at {self.url} answers with something else than a chat completion "
                 f"({self._words(response)}). See whether url is that of an OpenAI-compatible API."

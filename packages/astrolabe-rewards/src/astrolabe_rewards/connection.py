@@ -174,7 +174,7 @@ def _parsed(response: "httpx.Response") -> dict[str, Any]:  # Any: JSON
     """The JSON mapping of a response; empty if it is none."""
     try:
         content = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

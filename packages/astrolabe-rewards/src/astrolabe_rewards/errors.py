@@ -1,9 +1,12 @@
 """The errors of this package that are no plain ``ValueError`` or ``TypeError``."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:  # errors are named where torch must not be imported yet
     from torch import Tensor
+
+#: What is raised by reading a file of settings and taking it apart, if it is damaged.
+UNREADABLE: Final = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
 
 class WeightsError(FileNotFoundError):

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from astrolabe_rewards.errors import WeightsError
 from astrolabe_rewards.frames import evenly_spaced
+from astrolabe_rewards.input_files import check_file
 from astrolabe_rewards.reward import Reward
 from astrolabe_rewards.weights import check_finite
 from astrolabe_rewards.words import VOCABULARY, named_attributes
@@ -124,11 +125,12 @@ def load_matcher(path: str | Path | None = None) -> TinyMatcher:
         )
     matcher = TinyMatcher()
     try:
+        check_file(file)
         state = load_file(file)
         matcher.load_state_dict({name: value.float() for name, value in state.items()})
         for name, value in state.items():
             check_finite(file, name, value)
-    except (SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
         raise WeightsError(
             f"{str(file)!r} holds no weights of tiny_ta ({str(error).splitlines()[0]}). "
             "Leave path out to use the shipped ones."

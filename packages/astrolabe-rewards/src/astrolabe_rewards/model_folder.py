@@ -1,6 +1,5 @@
 """A model of transformers in a folder: its settings, its tokenizer, and where its weights are."""
 
-import json
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from astrolabe_rewards.errors import WeightsError
+from astrolabe_rewards.input_files import read_json
 from astrolabe_rewards.needs import (
     MODEL_SETTINGS,
     MODEL_WEIGHTS,
@@ -76,7 +76,7 @@ class ModelFolder:
 
         file = self.file(CONFIG)
         try:
-            described = json.loads(file.read_text("utf-8"))
+            described = read_json(file)
             if described["model_type"] not in kinds:
                 raise ValueError(f"its model_type is {described['model_type']!r}")
             return CONFIG_MAPPING[described["model_type"]].from_dict(described)

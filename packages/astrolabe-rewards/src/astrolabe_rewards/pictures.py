@@ -3,7 +3,6 @@
 Scaled by Pillow, as the models' own processors did: the kernels of torch give other levels.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from astrolabe_rewards.errors import WeightsError
+from astrolabe_rewards.errors import UNREADABLE, WeightsError
 from astrolabe_rewards.frames import channels_last
+from astrolabe_rewards.input_files import read_json
 
 #: What CLIP takes from every channel, and what it divides by, in [0, 1].
 CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
@@ -57,8 +57,8 @@ class Pictures:
             WeightsError: If it is no such file, or asks for something else.
         """
         try:
-            return cls._of(json.loads(file.read_text("utf-8")))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return cls._of(read_json(file))
+        except UNREADABLE as error:
             raise WeightsError(
                 f"{str(file)!r} does not say how pictures are prepared ({type(error).__name__}: "
                 f"{error}). Take preprocessor_config.json as it was published."

@@ -1,5 +1,6 @@
 """Where and how the weights of a reward are held, and one copy of them in a process."""
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,9 @@ def shared(
         placement: Where and how its weights are held.
         make: Makes it.
     """
-    stamps = [(file.resolve(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    stamps = [
+        (os.path.realpath(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files
+    ]
     key = (kind, *stamps, placement, placement.torch_device())
     with _shared_lock:
         found: _Part | None = _shared.get(key)

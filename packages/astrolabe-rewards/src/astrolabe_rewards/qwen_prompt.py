@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 
 from astrolabe_rewards.errors import WeightsError
+from astrolabe_rewards.input_files import read_json
 
 #: Longer prompts are cut: only their first 4096 tokens are read (about 16 000 letters of English).
 MAX_PROMPT_TOKENS = 4096
@@ -68,7 +69,7 @@ class PromptEncoder:
         from tokenizers import Tokenizer
 
         try:
-            described = json.loads(tokenizer.read_text("utf-8"))
+            described = read_json(tokenizer)
             controls = {token["content"]: int(token["id"]) for token in described["added_tokens"]}
             described["added_tokens"] = []
             self._tokenizer = Tokenizer.from_str(json.dumps(described))

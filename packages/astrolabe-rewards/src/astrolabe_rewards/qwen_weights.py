@@ -7,7 +7,6 @@ public loader of VideoReward looks the other way instead and drops all of its Lo
 """
 
 import copy
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from astrolabe_rewards.errors import WeightsError
+from astrolabe_rewards.input_files import read_json
 from astrolabe_rewards.network import refuse_misfits
 from astrolabe_rewards.weights import TensorFiles
 
@@ -176,11 +176,11 @@ def _config(file: Path, rows: int) -> Any:  # Any: transformers ships no types
     from transformers import Qwen2VLConfig
 
     try:
-        described = json.loads(file.read_text("utf-8"))
+        described = read_json(file)
         if described["model_type"] != "qwen2_vl":
             raise ValueError(f"its model_type is {described['model_type']!r}")
         config: Any = Qwen2VLConfig.from_dict(described)
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # transformers has errors of its own for damaged settings
         raise WeightsError(
             f"{str(file)!r} is no configuration of Qwen2-VL: {error}. "
             "Take config.json as the base model has it."

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from astrolabe_rewards.errors import VideoError
+from astrolabe_rewards.input_files import check_file
 from astrolabe_rewards.needs import require
 
 if TYPE_CHECKING:
@@ -105,8 +106,6 @@ def _rate(path: Path, times: list[Fraction | None], rates: list[Fraction], tick:
 def _opened(path: Path) -> Iterator[tuple["av.container.InputContainer", "av.VideoStream"]]:
     import av
 
-    if not path.is_file():
-        raise VideoError(f"There is no video file {str(path)!r}. Check the path.")
     _check_complete(path)
     try:
         with av.open(path) as container:
@@ -210,7 +209,16 @@ def _converter(frame: "av.VideoFrame") -> "av.filter.Graph":
 
 
 def _check_complete(path: Path) -> None:
-    """Refuse an mp4 whose boxes announce more bytes than it has: FFmpeg plays what is left."""
+    """Refuse no file, and an mp4 of fewer bytes than its boxes announce: FFmpeg plays the rest."""
+    try:
+        check_file(path)
+    except FileNotFoundError:
+        raise VideoError(f"There is no video file {str(path)!r}. Check the path.") from None
+    except OSError as error:
+        raise VideoError(
+            f"The video {str(path)!r} cannot be read ({error.strerror}). Name a file that you may "
+            "read."
+        ) from error
     total, position, indexed = path.stat().st_size, 0, False
     with path.open("rb") as file:
         if file.read(12)[4:8] != b"ftyp":

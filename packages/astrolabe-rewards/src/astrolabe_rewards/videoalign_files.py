@@ -1,6 +1,5 @@
 """The files of VideoReward: which checkpoint of a folder, and what its settings say."""
 
-import json
 import logging
 import math
 import re
@@ -11,7 +10,8 @@ from typing import Any, Final
 
 from torch import nn
 
-from astrolabe_rewards.errors import WeightsError
+from astrolabe_rewards.errors import UNREADABLE, WeightsError
+from astrolabe_rewards.input_files import read_json
 from astrolabe_rewards.needs import VIDEOREWARD_CONFIG as CONFIG
 from astrolabe_rewards.qwen_weights import LoRA
 from astrolabe_rewards.wanted import Wanted
@@ -58,8 +58,8 @@ class Settings:
             _log.warning("no %s beside VideoReward's weights: taking the published one", CONFIG)
             return cls()
         try:
-            return cls._of(json.loads(file.read_text("utf-8")))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return cls._of(read_json(file))
+        except UNREADABLE as error:
             raise WeightsError(
                 f"{str(file)!r} is no settings of VideoReward ({type(error).__name__}: {error}). "
                 f"Take {CONFIG} as it was published."

@@ -4,19 +4,20 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from astrolabe_rewards.errors import WeightsError
+from astrolabe_rewards.input_files import check_file
 
 
 def digest(paths: Iterable[Path]) -> str:
     """Return a digest of the bytes of files; a second or so per gigabyte."""
     total = hashlib.blake2b(digest_size=16)
     for path in paths:
+        check_file(path)
         with path.open("rb") as file:
             total.update(hashlib.file_digest(file, "blake2b").digest())
     return total.hexdigest()
@@ -79,6 +80,7 @@ class TensorFiles:
         if path.suffix != ".safetensors":
             return [(name, tuple(value.shape)) for name, value in self._unpacked(path).items()]
         try:
+            check_file(path)
             with safe_open(path, framework="pt", device="cpu") as file:
                 # A safe_open is no mapping: it has keys() and nothing to iterate over.
                 names = list(file.keys())
@@ -89,8 +91,10 @@ class TensorFiles:
     def _unpacked(self, path: Path) -> dict[str, Tensor]:
         """The tensors of a file of torch.save, memory-mapped."""
         try:
+            check_file(path)
             state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except (OSError, RuntimeError, UnpicklingError, ValueError, EOFError) as error:
+        # Of what is no torch file, a byte is taken for an opcode of pickle and fails in its way.
+        except Exception as error:
             raise _unreadable(path, error) from error
         for key in ("model", "state_dict"):
             if isinstance(state, dict) and isinstance(state.get(key), dict):

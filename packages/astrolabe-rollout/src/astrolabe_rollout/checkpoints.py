@@ -1,7 +1,5 @@
 """Checkpoint files of Wan's transformer: read one of any kind, build the network it is of."""
 
-import json
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +20,8 @@ from astrolabe_rollout.derived import without_tables
 from astrolabe_rollout.errors import CheckpointError
 from astrolabe_rollout.extras import wan_extra
 from astrolabe_rollout.finite import check_finite
+from astrolabe_rollout.input_files import check_file
+from astrolabe_rollout.input_files import read_json as read_value
 from astrolabe_rollout.quantised import dequantise
 from astrolabe_rollout.wan_config import (
     check_scheduler,
@@ -87,6 +87,7 @@ def read_file(path: Path) -> object:
             f"Checkpoints end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}, or are folders."
         )
     try:
+        check_file(path)  # of what is no file, both libraries read until something ends
         if path.suffix == ".safetensors":
             return load_file(path)
         # Mapped, so that only the container that is used is read; old files cannot be.
@@ -101,16 +102,17 @@ def read_file(path: Path) -> object:
             f"the checkpoint {str(path)!r} cannot be read ({error.strerror or error}). "
             "Name a file that you may read."
         ) from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{str(path)!r} is cut off, no torch file, or holds more than tensors "
-            f"({_first_line(error)}). Download it again, or get it as .safetensors: a file with "
-            "other objects in it could run code and is not opened."
-        ) from error
     except (SafetensorError, RuntimeError, EOFError) as error:
         raise CheckpointError(
             f"{str(path)!r} is damaged or cut off ({_first_line(error)}). "
             "Copy or download it again."
+        ) from error
+    # Of whatever is no torch file, a byte is taken for an opcode of pickle, and fails in its way.
+    except Exception as error:
+        raise CheckpointError(
+            f"{str(path)!r} is cut off, no torch file, or holds more than tensors "
+            f"({_first_line(error)}). Download it again, or get it as .safetensors: a file with "
+            "other objects in it could run code and is not opened."
         ) from error
 
 
@@ -240,12 +242,12 @@ def _files_of(folder: Path) -> list[Path]:
     """The weights files of a folder."""
     for index in sorted(folder.glob("*.index.json")):
         try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            names = {Path(name) for name in read_value(index)["weight_map"].values()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{str(index)!r} is no index of shards ({error}). Download it again."
             ) from error
-        if missing := sorted(name for name in names if not (folder / name).is_file()):
+        if missing := sorted(str(name) for name in names if not (folder / name).is_file()):
             raise CheckpointError(
                 f"{str(folder)!r} lacks the shards {', '.join(missing)}, which {index.name} names. "
                 "Download them into the same folder."

@@ -1,6 +1,5 @@
 """What LoRA files say beside their tensors: headers, other entries, ``adapter_config.json``."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, Final
 from astrolabe_rollout.conversion import bare
 from astrolabe_rollout.errors import CheckpointError
 from astrolabe_rollout.extras import wan_extra
+from astrolabe_rollout.input_files import parse_json, read_json
 from astrolabe_rollout.lora_config import of_peft
 from astrolabe_rollout.lora_names import Entries
 from astrolabe_rollout.lora_scale import (
@@ -137,11 +137,11 @@ def _is_kohyas_own(
 
 def _parsed(text: object, place: str, strict: bool = True) -> dict[str, Any]:
     try:
-        content = json.loads(text) if isinstance(text, str) else text
+        content = parse_json(text) if isinstance(text, str) else text
         if isinstance(content, dict):
             return content
         raise ValueError("not a dictionary")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         if not strict:
             return {}
         raise CheckpointError(f"{place} is no JSON of settings ({error}). Correct it.") from error
@@ -149,9 +149,9 @@ def _parsed(text: object, place: str, strict: bool = True) -> dict[str, Any]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        settings: dict[str, Any] = read_json(path)
         kind = settings["peft_type"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{str(path)!r} is not a configuration of peft ({error}). Save the adapter again."
         ) from error

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from astrolabe_rollout.errors import PromptFileError
+from astrolabe_rollout.errors import PromptFileError, some
+from astrolabe_rollout.input_files import check_depth, read_bytes
 
 #: The column of a table that holds what to show.
 PROMPT: Final = "prompt"
@@ -85,7 +86,7 @@ class Row:
         return PromptFileError(f"{str(self.path)!r}, {self.place}{where}: {problem}")
 
     def _missing(self, column: str) -> PromptFileError:
-        names = ", ".join(map(repr, self.values))
+        names = _shown([repr(name) for name in self.values])
         split = next((mark for mark in (";", "\t") if mark in "".join(self.values)), None)
         hint = f" Its cells seem to be separated by {split!r}, not by commas." if split else ""
         return self.error(
@@ -141,7 +142,7 @@ def read_text(path: Path) -> str:
             return that ends no line.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except FileNotFoundError:
         raise PromptFileError(
             f"there is no prompt file {str(path)!r}. Create it with one prompt per line."
@@ -153,7 +154,7 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise PromptFileError(
             f"the prompt file {str(path)!r} cannot be read ({error.strerror}). "
-            "Check its permissions."
+            "Name a file that you may read."
         ) from error
     for mark, encoding in _OTHER_MARKS.items():
         if data.startswith(mark):
@@ -245,7 +246,7 @@ def _row(row: Row, names: list[str], cells: list[str], spaced: bool) -> Row:
     advice = "Put a prompt that has commas into quotation marks."
     if len(cells) != len(names):
         raise row.error(
-            f"it has {len(cells)} cells for {len(names)} columns ({', '.join(names)}). {advice}"
+            f"it has {len(cells)} cells for {len(names)} columns ({_shown(names)}). {advice}"
         )
     for place, (name, cell) in enumerate(zip(names, cells, strict=True)):
         # The first column may be without a name: pandas writes its index so.
@@ -286,9 +287,11 @@ class _Object(list[tuple[str, object]]):
 
 def _parse(row: Row, text: str, advice: str) -> object:
     try:
-        return json.loads(text, object_pairs_hook=_Object)
+        value = json.loads(text, object_pairs_hook=_Object)
+        check_depth(value)
     except (ValueError, RecursionError) as error:
         raise row.error(f"it is no JSON ({error}). {advice}") from None
+    return value
 
 
 def _entry(row: Row, value: object) -> Row:
@@ -313,6 +316,11 @@ def _kind(value: object) -> str:
     if isinstance(value, str):
         return "a text"
     return "an object" if isinstance(value, _Object) else "a list"
+
+
+def _shown(names: Iterable[str]) -> str:
+    """Names in a message, which a damaged file can make very long."""
+    return some([name if len(name) <= 40 else f"{name[:40]}..." for name in names])
 
 
 def _is_number(cell: str) -> bool:

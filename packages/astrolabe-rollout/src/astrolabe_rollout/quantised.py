@@ -1,6 +1,5 @@
 """Weights in 8 bits, as ComfyUI and its tools write them: turned back exactly, or refused."""
 
-import json
 from collections.abc import Mapping
 from typing import Final
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from astrolabe_rollout.errors import CheckpointError
+from astrolabe_rollout.input_files import parse_json
 
 EIGHT_BITS: Final = (torch.float8_e4m3fn, torch.float8_e5m2)
 #: What each number of a weight is to be multiplied by; beside it, as `<layer>.scale_weight`.
@@ -82,7 +82,7 @@ def _plain(
 
 def _check_mark(name: str, value: Tensor) -> None:
     try:
-        kind = json.loads(bytes(value.to(torch.uint8).tolist()))["format"]
+        kind = parse_json(bytes(value.to(torch.uint8).tolist()).decode())["format"]
     except (ValueError, KeyError, TypeError):
         kind = None
     if kind not in FORMATS:

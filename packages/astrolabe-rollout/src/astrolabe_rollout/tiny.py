@@ -16,6 +16,7 @@ from astrolabe_rollout.errors import CheckpointError
 from astrolabe_rollout.extras import wan_extra
 from astrolabe_rollout.finite import check_finite
 from astrolabe_rollout.geometry import Geometry
+from astrolabe_rollout.input_files import check_file
 from astrolabe_rollout.model import VideoModel
 from astrolabe_rollout.needs import TINY_PARTS as PARTS
 from astrolabe_rollout.schedule import FlowSchedule
@@ -91,6 +92,7 @@ def load_tiny(path: str | Path | None = None, layers: int = LAYERS) -> VideoMode
     for name, module in tiny_modules(model).items():
         file = folder / f"{name}.safetensors"
         try:
+            check_file(file)
             state = load_file(file)
             check_finite(file, state)
             module.load_state_dict({key: value.float() for key, value in state.items()})
@@ -98,6 +100,10 @@ def load_tiny(path: str | Path | None = None, layers: int = LAYERS) -> VideoMode
             raise CheckpointError(
                 f"there is no {str(file)!r}. Give a folder with one of each of {', '.join(PARTS)}."
             ) from None
+        except OSError as error:
+            raise CheckpointError(
+                f"{str(file)!r} cannot be read ({error.strerror}). Name a folder that you may read."
+            ) from error
         except (SafetensorError, RuntimeError) as error:
             raise CheckpointError(
                 f"{str(file)!r} is damaged or of another model: {str(error).splitlines()[0]}. "

@@ -9,6 +9,7 @@ from typing import Any
 
 from astrolabe_rollout.errors import CheckpointError
 from astrolabe_rollout.extras import wan_extra
+from astrolabe_rollout.input_files import read_json as read_value
 
 with wan_extra():
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -25,8 +26,13 @@ def read_json(file: Path) -> dict[str, Any]:
         CheckpointError: If the file is damaged.
     """
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = read_value(file)
+    except OSError as error:
+        raise CheckpointError(
+            f"{str(file)!r} cannot be read ({error.strerror}). Give a folder with a file that you "
+            "may read."
+        ) from error
+    except ValueError as error:
         raise CheckpointError(f"{str(file)!r} is no JSON ({error}). Download it again.") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{str(file)!r} holds no settings by name. Download it again.")
