@@ -34,7 +34,9 @@ def generate(
         typer.Option(metavar="N,N,...", help="Latent frames at which LongLive's prompts change."),
     ] = None,
     run: Annotated[Path | None, typer.Option(help="Use what this run has learned.")] = None,
-    model: Annotated[str, typer.Option(help="Model, if no run is given.")] = "tiny",
+    model: Annotated[
+        str | None, typer.Option(help="Model, if no run is given; by default the embedded one.")
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="model.options.NAME=VALUE", help="Option of the model."),
@@ -63,7 +65,8 @@ def generate(
     Called again, it makes only what is missing; manifest.jsonl says how each video was made.
     """
     from astrolabe.generation import Request, perform
-    from astrolabe.load import load
+    from astrolabe.load import changed, load
+    from astrolabe.run_folder import RunFolder
 
     outside = [text for text in overrides or [] if not text.startswith("model.options.")]
     if outside:
@@ -77,12 +80,21 @@ def generate(
         raise ConfigError(
             f"--switch-frames {switch_frames!r} is no list of latent frames such as 40,80,120."
         ) from None
-    chosen = load(["tiny"], [f"model.name={model}", *(overrides or [])]).model
+    if run is not None and model is not None:
+        raise ConfigError(
+            f"--run {run} and --model {model} are both given, and a run has a model of its own. "
+            "Leave one of them out."
+        )
+    if run is None:
+        chosen = load(["tiny"], [f"model.name={model or 'tiny'}", *(overrides or [])])
+    else:
+        chosen = changed(RunFolder.open(run, allow_code=allow_code)[1], overrides or [])
     request = Request(
         prompts=prompts or [],
         file=file,
         switch_frames=switches,
-        model=chosen,
+        model=chosen.model,
+        trained_on=None if run is None else chosen.rollout.num_frames,
         run=run,
         begin=begin,
         frames=frames,
@@ -92,7 +104,6 @@ def generate(
         batch_size=batch_size,
         overwrite=overwrite,
         out=out,
-        allow_code=allow_code,
     )
     perform(request, echo)
 

@@ -46,7 +46,10 @@ class Request:
     switch_frames: Sequence[int]
     """Latent frames at which the prompts of an interactive script change."""
     model: Part
+    trained_on: int | None
+    """Latent frames of the run's windows."""
     run: Path | None
+    """Whose checkpoint is used."""
     begin: Path | None
     """Picture or video that the videos go on from."""
     frames: int | None
@@ -56,8 +59,6 @@ class Request:
     batch_size: int
     overwrite: bool
     out: Path
-    allow_code: bool = False
-    """As in `RunFolder.open`."""
 
 
 def perform(request: Request, say: Callable[[str], None]) -> None:
@@ -147,17 +148,13 @@ def _scenes_of(row: Row) -> list[Scene]:
 
 def _model(request: Request) -> tuple[VideoModel, int, dict[str, object]]:
     """Build the model; return it with the chunks of a video and its description."""
-    part, trained_on = request.model, None
-    if request.run is not None:
-        folder, settings = RunFolder.open(request.run, allow_code=request.allow_code)
-        part, trained_on = settings.model, settings.rollout.num_frames
     begin = None if request.begin is None else digest_of(request.begin)
-    model = build_model(part)
-    default = trained_on or 3 * model.geometry.chunk
+    model = build_model(request.model)
+    default = request.trained_on or 3 * model.geometry.chunk
     length = generate.length(model, request.frames, request.seconds, default)
     common: dict[str, object] = {
         "astrolabe": version("astrolabe"),
-        "model": hide(asdict(part)),
+        "model": hide(asdict(request.model)),
         "steps": list(model.denoising_steps),
         "size": [model.geometry.height, model.geometry.width],
         "fps": model.fps,
@@ -165,7 +162,7 @@ def _model(request: Request) -> tuple[VideoModel, int, dict[str, object]]:
         "adapter": None,
     }
     if request.run is not None:
-        checkpoint = load_trained(model, folder)
+        checkpoint = load_trained(model, RunFolder(request.run))
         weights = next((checkpoint / LORA).glob("*.safetensors"))
         common["adapter"] = {"checkpoint": str(checkpoint), "sha256": digest(weights)}
     return model, length, common

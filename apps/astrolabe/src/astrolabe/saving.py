@@ -76,7 +76,7 @@ class Saver:
         best: int = 0,
         run: Run | None = None,
     ) -> None:
-        self.saved = max(map(step_of, folder.all_checkpoints()), default=0)
+        self.saved = _newest(folder)
         self.failed = 0
         self.last_error: OSError | None = None
         self._folder = folder
@@ -115,6 +115,16 @@ class Saver:
         self._join()
         told, self._told = self._told, []
         return told
+
+    def wait(self) -> int:
+        """Wait for what is being written, without a word to the other processes.
+
+        Returns:
+            Steps of the newest checkpoint in the folder; 0: there is none.
+        """
+        if self._running is not None:
+            self._running[1].exception()
+        return _newest(self._folder)
 
     def check(self) -> None:
         """Refuse to end as if all was saved if the last checkpoint could not be written.
@@ -180,6 +190,11 @@ def _own_group(world: World) -> ProcessGroup:
     group = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
     assert isinstance(group, ProcessGroup)  # it is none for processes that are left out alone
     return group
+
+
+def _newest(folder: RunFolder) -> int:
+    """Steps of the newest checkpoint; 0: there is none."""
+    return max(map(step_of, folder.all_checkpoints()), default=0)
 
 
 def _reason(error: OSError | None) -> str:

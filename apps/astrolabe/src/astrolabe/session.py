@@ -93,7 +93,11 @@ def start(
 
         try:
             return _go(folder, run, world, begin)
-        except BaseException:
+        except Exception as error:
+            if world.main and explain(error) is not None:
+                folder.withdraw()
+            raise
+        finally:
             if world.main and not folder.config.exists():
                 # A refused run leaves no trace, so that the same command works once it is mended.
                 with suppress(OSError):  # unless somebody else holds it, or put something there
@@ -101,7 +105,6 @@ def start(
                         RunLock.path_of(folder.path).unlink()
                     for path in new:
                         path.rmdir()
-            raise
 
 
 def resume(
@@ -198,13 +201,16 @@ def _go(folder: RunFolder, run: Run, world: World, begin: Begin) -> int:
         log = stack.enter_context(
             log_to(folder.path, world, known_secrets(asdict(run), os.environ))
         )
+        first, trained = 0, False
         try:
-            if not _train(folder, run, world, view, log, begin):
+            parts, first = begin(view)
+            trained = _train(folder, run, world, view, log, parts, first)
+            if not trained:
                 return interrupted
             if run.evaluation.at_end:
                 _report(folder, run, world, view)
         except KeyboardInterrupt:
-            view.say(f"Trained, but without a report. Write it with: astrolabe eval {folder.path}")
+            view.say(_stopped(folder, first, trained))
             return interrupted
         except Exception as error:
             if explain(error) is None:
@@ -215,11 +221,28 @@ def _go(folder: RunFolder, run: Run, world: World, begin: Begin) -> int:
     return 0
 
 
+def _stopped(folder: RunFolder, first: int, trained: bool) -> str:
+    """What to say of a run that was stopped outside of its steps, and how to go on."""
+    if trained:
+        return f"Trained, but without a report. Write it with: astrolabe eval {folder.path}"
+    if not folder.config.exists():
+        return "Stopped before the run began; nothing is kept. Start it again as before."
+    return (
+        f"Stopped before step {first + 1}; all is as it was. "
+        f"Go on with: astrolabe train --resume {folder.path}"
+    )
+
+
 def _train(
-    folder: RunFolder, run: Run, world: World, view: View, log: RankLog, begin: Begin
+    folder: RunFolder,
+    run: Run,
+    world: World,
+    view: View,
+    log: RankLog,
+    parts: Parts,
+    first: int,
 ) -> bool:
     """Train to the last step or until the alarm ends it; False if somebody stopped it."""
-    parts, first = begin(view)
     if first >= run.train.steps:
         return True
     watchdog = Watchdog(folder.path, world, run.distributed.timeout, log.watching(view.phase))
@@ -262,10 +285,9 @@ def _train(
                 return True
             if leave:
                 break
-    view.say(
-        f"Stopped; saved after step {saver.saved} of {run.train.steps}. "
-        f"Go on with: astrolabe train --resume {folder.path}"
-    )
+    saved = saver.wait()
+    kept = f"saved after step {saved} of {run.train.steps}" if saved else "no step is saved yet"
+    view.say(f"Stopped; {kept}. Go on with: astrolabe train --resume {folder.path}")
     return False
 
 
