@@ -7,12 +7,13 @@ import pytest
 from typer.testing import CliRunner
 
 from astrolabe import generation, session
-from astrolabe.cli import app
+from astrolabe.cli import app, main
 from astrolabe.errors import ConfigError
 from astrolabe.explain import explain
 from astrolabe.load import changed, load
 from astrolabe.run_folder import RunFolder
 from astrolabe_eval import input_files
+from astrolabe_rollout.scenes import parse_scenes
 
 
 def interrupt(*_, **__):
@@ -128,3 +129,24 @@ def test_a_run_has_a_model_of_its_own(small_run, tmp_path, monkeypatch):
     assert CliRunner().invoke(app, [*typed, "--set", "model.options.layers=3"]).exit_code == 0
     assert asked[0].model.options == {**small_run.model.options, "layers": 3}
     assert asked[0].trained_on == small_run.rollout.num_frames
+
+
+@pytest.mark.parametrize("frames", ["-4", "0", "4,9999999999", "9" * 400, "9" * 5000, "nan"])
+def test_frames_that_no_video_has_are_refused_by_name(frames):
+    done = CliRunner().invoke(app, ["generate", "a cat", f"--switch-frames={frames}"])
+    assert isinstance(done.exception, ConfigError)
+    assert "--switch-frames" in str(done.exception)
+    assert len(str(done.exception)) < 200
+
+
+@pytest.mark.parametrize("seconds", ["0", "100001", "9" * 400])
+def test_a_scene_that_no_machine_makes_is_refused_with_its_place(seconds):
+    with pytest.raises(ValueError, match="character 7: a scene must be longer than 0 seconds"):
+        parse_scenes(f"a cat[{seconds}s]")
+
+
+def test_a_mistake_is_told_whatever_the_environment_says(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    with pytest.raises(SystemExit, match="2"):
+        main(["recipes", "tiyn"])
+    assert "there is no recipe 'tiyn'" in capsys.readouterr().err

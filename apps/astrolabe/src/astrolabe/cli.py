@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         message = explain(error)
         if message is None:
             raise
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        several = os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1")
         who = f"rank {os.environ.get('RANK', '?')}: " if several else ""
         echo(f"{who}error: {message}", err=True)
         raise SystemExit(2) from error

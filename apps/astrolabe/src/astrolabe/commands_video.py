@@ -8,6 +8,7 @@ import typer
 from astrolabe.code_option import AllowCode
 from astrolabe.epilog import examples
 from astrolabe.errors import ConfigError
+from astrolabe.limits import COUNT
 from astrolabe.screen import echo
 
 commands = typer.Typer()
@@ -78,8 +79,13 @@ def generate(
         switches = [int(number) for number in (switch_frames or "").split(",") if number.strip()]
     except ValueError:
         raise ConfigError(
-            f"--switch-frames {switch_frames!r} is no list of latent frames such as 40,80,120."
+            f"--switch-frames {switch_frames!r:.60} is no list of latent frames such as 40,80,120."
         ) from None
+    if any(not 0 < number <= COUNT for number in switches):
+        raise ConfigError(
+            f"--switch-frames {switch_frames!r:.60} has a number that no video has. Give latent "
+            f"frames from 1 to {COUNT}."
+        )
     if run is not None and model is not None:
         raise ConfigError(
             f"--run {run} and --model {model} are both given, and a run has a model of its own. "

@@ -12,9 +12,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from astrolabe_rollout.geometry import Geometry
 from astrolabe_rollout.prompt_files import PROMPT, SCRIPT, Row, read_rows
+
+#: Seconds of a scene, far above what any machine makes.
+LONGEST: Final = 1e5
 
 _BRACKET = re.compile(r"\[([^\[\]]*)\]\s*$")
 _LENGTH = re.compile(r"\s*(?:(\d+(?:\.\d+)?|\.\d+)\s*s)?\s*(#?)\s*")
@@ -110,8 +114,9 @@ def _scene(text: str, part: str, start: int) -> Scene:
             _marked(text, inside, f"{bracket[1]!r} is no length; write [5s], [2.5s#] or [#]")
         )
     seconds = float(length[1]) if length[1] else None
-    if seconds is not None and not 0 < seconds < math.inf:
-        raise ValueError(_marked(text, inside, "a scene must be longer than 0 seconds"))
+    if seconds is not None and not 0 < seconds <= LONGEST:
+        problem = f"a scene must be longer than 0 seconds, and last {LONGEST:.0f} at most"
+        raise ValueError(_marked(text, inside, problem))
     return Scene(prompt, seconds, bool(length[2]))
 
 
