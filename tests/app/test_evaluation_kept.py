@@ -68,7 +68,14 @@ def straight(run, prompts, tmp_path_factory):
     return {size: evaluated(run, prompts, out / str(size), size) for size in (1, 3, 8)}
 
 
-@pytest.mark.parametrize(("batch_size", "survives"), [(1, 2), (3, 4), (3, 7), (8, 3)])
+#: Videos of a batch, and how many are made before the kill.
+KILLS = [
+    (3, 4),
+    *(pytest.param(*kill, marks=pytest.mark.slow) for kill in ((1, 2), (3, 7), (8, 3))),
+]
+
+
+@pytest.mark.parametrize(("batch_size", "survives"), KILLS)
 def test_a_kill_in_the_middle_of_a_batch_changes_no_digit(
     run, prompts, straight, tmp_path, monkeypatch, batch_size, survives
 ):

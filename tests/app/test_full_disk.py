@@ -56,8 +56,14 @@ WRITING = {
     "speed": [("{run}", "--repeats", "2", "--seconds", "0.5")],
     "vbench": [],  # its files are those of a program of its own: see test_vbench_command.py
 }
+#: Commands that train or sample, of which others here write by the same means.
+SLOW = ("train", "speed", "eval")
 CASES = [
-    (room, name, *arguments)
+    pytest.param(
+        (room, name, *arguments),
+        marks=[pytest.mark.slow] if room or name in SLOW else [],
+        id=" ".join(map(str, (room, name, *arguments))),
+    )
     for name, calls in WRITING.items()
     for arguments in calls
     # A run goes on without what it cannot write: see checkpoints/test_saving.py.
@@ -141,7 +147,7 @@ def test_every_command_is_known_here():
     assert commands == {*PRINTING, *SERVING, *WRITING}
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(map(str, case)))
+@pytest.mark.parametrize("case", CASES)
 def test_a_full_disk_costs_one_line_and_the_command_works_afterwards(
     call, case, made, trained, tmp_path
 ):

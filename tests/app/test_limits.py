@@ -1,6 +1,8 @@
 """Every number of the settings and of the command line is finite and bounded."""
 
+import inspect
 import math
+import re
 from dataclasses import fields, is_dataclass
 from typing import get_args, get_type_hints
 
@@ -10,8 +12,9 @@ import typer
 from astrolabe.cli import MODULES, app
 from astrolabe.config import Run
 from astrolabe.errors import ConfigError
-from astrolabe.limits import OPTIONS, SETTINGS
+from astrolabe.limits import OPTIONS, SETTINGS, check_part_option
 from astrolabe.load import load
+from astrolabe.registry import KINDS, check, find, names, options_of
 
 #: The last has more digits than Python reads.
 WRONG = ("nan", "inf", "-inf", "1e300", str(10**400), str(-(10**30)), "9" * 5000)
@@ -95,3 +98,47 @@ def test_a_number_that_is_none_or_too_large_is_refused_in_every_option():
                 told = getattr(refused.value, "format_message", refused.value.__str__)()
                 assert option in told, typed
     assert found == set(OPTIONS)
+
+
+def part_options():
+    """Numbers among the options of the installed parts, with what has to be given besides."""
+    for kind in KINDS:
+        for name in names(kind):
+            options = options_of(find(kind, name, kind))
+            for option, parameter in options.items():
+                if type(parameter.default) in (int, float):
+                    yield kind, name, option
+
+
+@pytest.mark.parametrize(("kind", "name", "option"), [*part_options()])
+def test_a_number_that_is_none_or_too_large_is_refused_in_every_option_of_a_part(
+    kind, name, option
+):
+    given = {"reward": "a", "url": "http://a", "target": "a:b", "model": "a", "checkpoint": "a"}
+    make = find(kind, name, kind)
+    fixed = 3 if kind == "objectives" else 0
+    needed = {key: value for key, value in given.items() if key in options_of(make)}
+    for value in (*map(float, ("nan", "inf", "-inf", "1e300")), 10**400, -(10**30), "1", True, []):
+        with pytest.raises(ConfigError, match=rf"part\.options\.{option} is "):
+            check(kind, name, {**needed, option: value}, provided=fixed, where="part")
+
+
+def test_an_option_of_ones_own_part_is_judged_by_what_its_constructor_states():
+    def maker(plain=1, *, share: float = 1, either: int | str = 1, on=False, free=None):
+        return plain, share, either, on, free
+
+    takes = inspect.signature(maker).parameters
+    for option, value in (
+        *(("plain", 2), ("share", 2), ("share", 0.5), ("either", "x"), ("on", True)),
+        *(("free", "x"), ("free", [1, "a"])),
+    ):
+        check_part_option(option, takes[option], value)
+    for option, value, said in (
+        ("plain", 1.5, "plain is 1.5. Give a whole number."),
+        ("share", "x", "share is 'x'. Give a number."),
+        ("either", 1e300, "either is far too large"),
+        ("on", 1, "on is 1. Give true or false."),
+        ("free", [1, math.nan], "free is nan. Give a finite number."),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            check_part_option(option, takes[option], value)

@@ -135,7 +135,7 @@ def test_a_file_system_without_links_keeps_a_copy(path, monkeypatch):
 def test_a_folder_in_its_place_or_a_file_that_may_not_be_read_is_refused(path, monkeypatch):
     path.mkdir()
     for use in (check_metrics, read_metrics, lambda path: go_on_after(path, 3)):
-        with pytest.raises(OSError, match=r"metrics\.jsonl' cannot be used \(Is a directory\)"):
+        with pytest.raises(OSError, match=r"metrics\.jsonl' cannot be used \(it is a folder"):
             use(path)
     path.rmdir()
     path.write_bytes(FOUR[0])

@@ -251,5 +251,5 @@ def test_a_run_whose_metrics_are_damaged_goes_on_and_says_so(trained, tmp_path, 
     shutil.rmtree(tmp_path / "run" / "samples", ignore_errors=True)
     metrics.unlink()
     metrics.mkdir()
-    with pytest.raises(OSError, match=r"metrics\.jsonl' cannot be used \(Is a directory\)"):
+    with pytest.raises(OSError, match=r"metrics\.jsonl' cannot be used \(it is a folder"):
         session.resume(tmp_path / "run")

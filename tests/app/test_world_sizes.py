@@ -44,7 +44,7 @@ def test_two_processes_train_as_one_bit_for_bit(small, alone, processes):
 @pytest.mark.parametrize(
     ("count", "sampling", "changes"),
     [
-        (3, 1, ("rollout.lag=1",)),
+        pytest.param(3, 1, ("rollout.lag=1",), marks=pytest.mark.slow),
         pytest.param(3, 2, (), marks=pytest.mark.slow),
         pytest.param(4, 2, ("rollout.lag=1", "rollout.windows=2"), marks=pytest.mark.slow),
         pytest.param(2, 1, ("objective.name=dpo", "objective.options={}"), marks=pytest.mark.slow),

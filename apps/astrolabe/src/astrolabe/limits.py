@@ -4,10 +4,12 @@ All are finite. The upper ends are far above what any machine runs: they are the
 the keyboard is refused at once, and not by a machine that counts to it.
 """
 
+import inspect
 import math
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import Any, Final
+from types import NoneType
+from typing import Any, Final, get_args
 
 #: Least and largest value; a least value of `ABOVE_0` is excluded.
 Range = tuple[float, float]
@@ -20,6 +22,8 @@ VIDEOS: Final = 10**5
 WEIGHT: Final = 1e6
 TIME: Final = 1e7
 SEED: Final = 2**32 - 1
+#: Largest size of a number among the options of a part, which knows its own ranges.
+PART: Final = 1e12
 
 SETTINGS: Final[dict[str, Range]] = {
     "Lora.rank": (1, VIDEOS),
@@ -110,7 +114,7 @@ def check_option(parameter: str, written: str, value: Any) -> None:  # Any: what
     Raises:
         ValueError: Names it, and says what would do.
     """
-    for number in _numbers(tuple(value) if isinstance(value, list) else value):
+    for number in _numbers(value):
         between(written, number, *OPTIONS[parameter])
 
 
@@ -124,6 +128,39 @@ def check_numbers(settings: Any) -> None:  # Any: a dataclass of settings
         for number in _numbers(getattr(settings, item.name)):
             low, high = SETTINGS[f"{type(settings).__name__}.{item.name}"]
             between(item.name, number, low, high)
+
+
+def check_part_option(
+    written: str,
+    parameter: inspect.Parameter,
+    value: Any,  # Any: from the settings
+) -> None:
+    """Refuse an option of a part that is not of the type, or not near the numbers, that it takes.
+
+    A type counts where the part's constructor states ``int``, ``float`` or ``bool`` alone or
+    beside None, or states none and has a default of one of them. What lies inside these bounds is
+    the part's own matter.
+
+    Args:
+        written: As it is set, for the message.
+        parameter: That of the part's constructor.
+        value: What is set.
+
+    Raises:
+        ValueError: Names it, and says what would do.
+    """
+    stated = parameter.annotation
+    if stated is parameter.empty and parameter.default is not parameter.empty:
+        stated = type(parameter.default)
+    kinds = {*(get_args(stated) or (stated,))}
+    if value is None and NoneType in kinds:
+        return
+    for kind, name in ((bool, "true or false"), (int, "a whole number"), (float, "a number")):
+        fits = type(value) is kind or (kind is float and type(value) is int)
+        if kinds - {NoneType} == {kind} and not fits:
+            raise ValueError(f"{written} is {value!r:.80}. Give {name}.")
+    for number in _numbers(value):
+        between(written, number, -PART, PART)
 
 
 def between(name: str, value: float, low: float, high: float) -> None:
@@ -152,7 +189,7 @@ def _short(value: float) -> str:
 
 def _numbers(value: Any) -> Iterator[float]:  # Any: of a setting
     """Numbers of a value, and of the lists in it; free options are their part's own matter."""
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, list)):
         for each in value:
             yield from _numbers(each)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):

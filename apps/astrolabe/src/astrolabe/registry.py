@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 from astrolabe.errors import ConfigError
 from astrolabe.kinds import WANTED, is_of_kind
+from astrolabe.limits import check_part_option
 from astrolabe.masking import refuse_hidden
 
 Kind = Literal["models", "rewards", "objectives", "suites"]
@@ -112,7 +113,8 @@ def check(
 
     Raises:
         LookupError: If there is no such part.
-        ConfigError: If an option is unknown or missing, or its secret is.
+        ConfigError: If an option is unknown, missing, or of another type than is taken, if a
+            number is not finite or beyond all use, or a secret is missing.
     """
     make = find(kind, name, where)
     refuse_hidden(options, f"{where}.options")
@@ -126,6 +128,11 @@ def check(
                 f"{where}.options: {name!r} has no option {option!r}.{hint} "
                 f"It takes: {', '.join(allowed) or 'none'}."
             )
+        if option in known:
+            try:
+                check_part_option(f"{where}.options.{option}", known[option], options[option])
+            except ValueError as error:
+                raise ConfigError(f"{error} ({name!r} takes {known[option]}.)") from error
     required = [option for option in allowed if known[option].default is inspect.Parameter.empty]
     missing = [option for option in required if option not in options]
     if missing:

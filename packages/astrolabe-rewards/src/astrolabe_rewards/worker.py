@@ -6,7 +6,6 @@ shared memory. A crash or a hang of the scorer costs a restart, not the run.
 """
 
 import json
-import math
 import shutil
 import socket
 import sys
@@ -202,12 +201,11 @@ def _check(
     if not all(target.partition(":")):
         raise ValueError(f"target is {target!r}. Write module:Class, such as 'my_rewards:Quality'.")
     for option, seconds in (("timeout", timeout), ("start_timeout", start_timeout)):
-        if not (math.isfinite(seconds) and seconds > 0):
+        if not 0 < seconds <= 1e9:  # beyond, a socket takes no time limit
             raise ValueError(f"{option} is {seconds!r}. Give seconds above 0, such as 600.")
-    if retries < 0:
-        raise ValueError(f"retries is {retries!r}. Give a whole number of at least 0.")
-    if queue_size < 1:
-        raise ValueError(f"queue_size is {queue_size!r}. Give a whole number of at least 1.")
+    for name, value, least in (("retries", retries, 0), ("queue_size", queue_size, 1)):
+        if type(value) is not int or not least <= value <= 10**6:
+            raise ValueError(f"{name} is {value!r}. Give a whole number from {least} to a million.")
 
 
 def _command(python: str | None, requirements: Sequence[str]) -> list[str]:

@@ -39,8 +39,13 @@ def build_tiny(seed: int = 0, layers: int = LAYERS) -> VideoModel:
 
     Args:
         seed: Of the weights.
-        layers: Blocks of the transformer, at least 1; fewer of them take less time.
+        layers: Blocks of the transformer, from 1 to 100; fewer of them take less time.
+
+    Raises:
+        ValueError: If ``layers`` is something else.
     """
+    if type(layers) is not int or not 1 <= layers <= 100:
+        raise ValueError(f"layers is {layers!r}. Give a whole number from 1 to 100.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = WanTransformer3DModel(
