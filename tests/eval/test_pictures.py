@@ -102,3 +102,8 @@ def test_curves_and_differences_that_cannot_be_drawn_are_refused():
         reward_curves({"a": ([1, 2], [1.0])})
     with pytest.raises(ValueError, match="no differences"):
         paired_differences([], None)
+
+
+def test_a_caption_of_any_length_is_cut():
+    short, long = (contact_sheet([_solid(9)], ["a" * count]) for count in (2000, 5_000_000))
+    assert short == long

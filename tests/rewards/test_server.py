@@ -497,6 +497,8 @@ def test_only_this_machine_can_reach_a_server_without_a_token():
     for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):
         with pytest.raises(ValueError, match="can be reached from other machines"):
             RewardServer({"echo": Echo()}, host=host, port=0)
+    with pytest.raises(ValueError, match="no name of a machine"):
+        RewardServer({"echo": Echo()}, host="a" * 5000, port=0, token="t")
     with serving({"echo": Echo()}, host="localhost") as address:
         assert httpx.get(f"{address}/health").status_code == 200
     with RewardServer({"echo": Echo()}, host="0.0.0.0", port=0, token="t") as server:

@@ -65,6 +65,10 @@ def _listen(host: str, port: int) -> socket.socket:
     if not 0 <= port < 2**16:  # getaddrinfo would take the rest of a division
         raise ConfigError(f"there is no port {port}. Give one from 0 to {2**16 - 1}.")
     try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise ConfigError(f"--host is {host!r:.80}, which is no name of a machine.") from error
+    try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=128)
     except OSError as error:

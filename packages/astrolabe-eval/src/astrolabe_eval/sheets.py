@@ -93,7 +93,7 @@ def _shorten(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> str:
     """``text`` on one line, cut to ``width`` pixels."""
-    text = " ".join(text.split())
+    text = " ".join(text[: 100 * width].split())[:width]  # no letter takes less than a pixel
     if draw.textlength(text, font=font) <= width:
         return text
     fits = bisect_left(

@@ -135,6 +135,10 @@ class RewardServer:
                 "Give one, RewardServer(..., token=...), or listen on 127.0.0.1."
             )
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            host.encode("idna")
+        except UnicodeError as error:
+            raise ValueError(f"host is {host!r:.80}, which is no name of a machine.") from error
         self._socket = socket.create_server((host, port), family=family)
         # Connections inherit it. asyncio sets it only on sockets that name their protocol, and
         # without it the short answer waits 40 ms for its header to be acknowledged.
