@@ -312,7 +312,7 @@ def test_an_address_that_cannot_be_is_told(folder):
     with pytest.raises(ConfigError, match=r"cannot listen at no\.such\.host.*another --host"):
         watch(folder.path, host="no.such.host.invalid", say=print)
     for host in (".", "a" * 5000, "na\u2028me"):
-        with pytest.raises(ConfigError, match="--host is .*no name of a machine"):
+        with pytest.raises(ConfigError, match=r"--host is .*no name of a machine"):
             watch(folder.path, host=host, say=print)
     with pytest.raises(ConfigError, match="there is no port 70000"):
         watch(folder.path, port=70000, say=print)
