@@ -69,12 +69,11 @@ def straight(run, prompts, tmp_path_factory):
 
 
 #: Videos of a batch, and how many are made before the kill.
-KILLS = [
-    (3, 4),
-    *(pytest.param(*kill, marks=pytest.mark.slow) for kill in ((1, 2), (3, 7), (8, 3))),
-]
+KILLS = [(1, 2), (3, 4), (3, 7), (8, 3)]
 
 
+# The fast ones are those of the library, tests/eval/test_suite_folder_damage.py.
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "survives"), KILLS)
 def test_a_kill_in_the_middle_of_a_batch_changes_no_digit(
     run, prompts, straight, tmp_path, monkeypatch, batch_size, survives
@@ -86,6 +85,7 @@ def test_a_kill_in_the_middle_of_a_batch_changes_no_digit(
     assert evaluated(run, prompts, tmp_path, batch_size) == straight[batch_size]
 
 
+@pytest.mark.slow
 def test_two_processes_of_which_one_is_killed_give_the_numbers_of_one(
     run, prompts, straight, tmp_path, monkeypatch
 ):

@@ -187,7 +187,7 @@ def test_a_damaged_file_is_refused_in_words(reader, tmp_path):
     good = path.read_bytes()
 
     @settings(
-        max_examples=25,
+        max_examples=10,
         derandomize=True,
         deadline=None,
         database=None,
