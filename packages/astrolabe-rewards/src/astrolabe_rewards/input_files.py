@@ -103,7 +103,7 @@ def parse_json(text: str, *, whole: bool = True) -> Any:  # Any: whatever JSON h
             `check_depth`.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_int=_whole)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     check_depth(value)
@@ -113,6 +113,12 @@ def parse_json(text: str, *, whole: bool = True) -> Any:  # Any: whatever JSON h
         except UnicodeEncodeError:
             raise ValueError("a text holds half of a character (\\ud800 to \\udfff)") from None
     return value
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 300:  # what does not fit into a float cannot be compared with one
+        raise ValueError(f"a whole number in it has {len(digits)} digits")
+    return int(digits)
 
 
 def check_depth(value: Any) -> None:  # Any: whatever JSON or TOML holds

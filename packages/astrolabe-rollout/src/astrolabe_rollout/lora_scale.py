@@ -166,7 +166,7 @@ def number(value: object, place: str) -> float | None:
 def _stated(value: object) -> str | None:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = float(value)
-    text = str(float(value)) if isinstance(value, int) else str(value).strip()
+    text = str(value).strip()
     return None if text.lower() in _NONE else text
 
 
