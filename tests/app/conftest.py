@@ -89,3 +89,24 @@ def processes(tmp_path):
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def save_small_wan():
+    """Saves a transformer of Wan with few weights, as diffusers does, into a folder."""
+
+    def save(folder):
+        import torch
+        from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+
+        torch.manual_seed(0)
+        WanTransformer3DModel(
+            num_attention_heads=1,
+            attention_head_dim=128,
+            ffn_dim=32,
+            text_dim=8,
+            freq_dim=16,
+            num_layers=2,
+        ).save_pretrained(folder)
+
+    return save

@@ -19,18 +19,9 @@ def run(*arguments):
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
+def checkpoint(tmp_path, save_small_wan):
     """A small generator in the layout of Self-Forcing."""
-    torch.manual_seed(0)
-    network = WanTransformer3DModel(
-        num_attention_heads=1,
-        attention_head_dim=128,
-        ffn_dim=32,
-        text_dim=8,
-        freq_dim=16,
-        num_layers=2,
-    )
-    network.save_pretrained(tmp_path / "made")
+    save_small_wan(tmp_path / "made")
     assert run("convert", tmp_path / "made", tmp_path / "sf.pt") == 0
     return tmp_path / "sf.pt"
 

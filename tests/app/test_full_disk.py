@@ -121,19 +121,8 @@ def call(made, trained, small, tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def wan(made):
-    import torch
-    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-
-    torch.manual_seed(0)
-    WanTransformer3DModel(
-        num_attention_heads=1,
-        attention_head_dim=128,
-        ffn_dim=32,
-        text_dim=8,
-        freq_dim=16,
-        num_layers=2,
-    ).save_pretrained(made / "wan")
+def wan(made, save_small_wan):
+    save_small_wan(made / "wan")
 
 
 def contents(*roots):

@@ -7,7 +7,6 @@ to the disk and then renamed: under its own name it is whole, unless something d
 import hashlib
 import json
 import math
-import os
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ from astrolabe.state_files import TENSORS
 from astrolabe_eval.files import write_atomic
 from astrolabe_eval.input_files import check_file, read_json
 from astrolabe_rollout.errors import CheckpointError
+from astrolabe_rollout.files import force
 
 MANIFEST = "manifest.json"
 LORA = "lora"
@@ -67,11 +67,11 @@ def publish(
     write_atomic(part / MANIFEST, json.dumps(manifest, indent=2).encode())
     # Without it a crash of the machine may leave the new name on files that are not written yet.
     for path in (part, *part.rglob("*")):
-        _force(path)
+        force(path)
     if final.exists():
         remove(final)
     part.rename(final)
-    _force(final.parent)
+    force(final.parent)
 
 
 def remove(checkpoint: Path) -> None:
@@ -196,12 +196,3 @@ def _digest(path: Path) -> str:
     check_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _force(path: Path) -> None:
-    """Wait until a file or a folder's list of names is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

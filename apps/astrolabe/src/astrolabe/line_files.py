@@ -43,15 +43,6 @@ def read_lines(data: bytes) -> list[Line]:
     return lines
 
 
-def ends_within_a_line(file: int) -> bool:
-    """Whether a file that is open for reading ends without the end of a line.
-
-    Whoever appends to it then begins a new line, or both lines are lost.
-    """
-    size = os.fstat(file).st_size
-    return size > 0 and os.pread(file, 1, size - 1) != b"\n"
-
-
 def set_aside(path: Path) -> Path:
     """Keep what a file holds under another name, ``NAME.damaged-1`` or the next that is free.
 

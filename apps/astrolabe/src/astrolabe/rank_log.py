@@ -18,11 +18,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from astrolabe.clock import Watcher
-from astrolabe.line_files import ends_within_a_line
 from astrolabe.masking import mask_secrets
 from astrolabe.screen import shown
 from astrolabe.versions import PACKAGES
 from astrolabe.world import World
+from astrolabe_eval.files import ends_within_a_line
 from astrolabe_eval.input_files import check_file, parse_json
 
 log = logging.getLogger(__name__)

@@ -77,10 +77,7 @@ def append_line(path: str | Path, line: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with _named(path, path), path.open("ab+", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
-        if size:
-            file.seek(size - 1)
-            line = line if file.read(1) == b"\n" else b"\n" + line
-        line += b"\n"
+        line = (b"\n" if ends_within_a_line(file.fileno()) else b"") + line + b"\n"
         try:
             if file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -88,6 +85,15 @@ def append_line(path: str | Path, line: bytes) -> None:
         except OSError:
             file.truncate(size)
             raise
+
+
+def ends_within_a_line(file: int) -> bool:
+    """Whether a file that is open for reading ends without the end of a line.
+
+    Whoever appends to it then begins a new line, or both lines are lost.
+    """
+    size = os.fstat(file).st_size
+    return size > 0 and os.pread(file, 1, size - 1) != b"\n"
 
 
 def check_place(path: str | Path) -> None:

@@ -46,7 +46,7 @@ def replacing(target: str | Path) -> Iterator[Path]:
         with _named(target, folder):
             yield fresh
             for path in (fresh, *fresh.rglob("*")):
-                _force(path)
+                force(path)
             if target.is_dir():  # no folder takes the place of another by itself
                 os.replace(target, earlier)
             try:
@@ -104,7 +104,7 @@ def _error(code: int, path: Path) -> OSError:
     return OSError(code, os.strerror(code), str(path))
 
 
-def _force(path: Path) -> None:
+def force(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
