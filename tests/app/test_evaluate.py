@@ -19,6 +19,7 @@ def numbers(comparison):
     return [(s["prompt"], s["seed"], s["before"], s["after"]) for s in comparison["samples"]]
 
 
+@pytest.mark.slow
 def test_no_number_depends_on_the_batch_or_on_how_many_processes_share_the_work(trained, tmp_path):
     alone = evaluated(trained, tmp_path / "one")
     together = evaluated(trained, tmp_path / "eight", batch_size=8)

@@ -124,17 +124,27 @@ def test_a_number_that_is_none_or_too_large_is_refused_in_every_option_of_a_part
 
 
 def test_an_option_of_ones_own_part_is_judged_by_what_its_constructor_states():
-    def maker(plain=1, *, share: float = 1, either: int | str = 1, on=False, free=None):
-        return plain, share, either, on, free
+    def maker(
+        plain=1,
+        *,
+        share: float = 1,
+        open_: float | None = None,
+        either: int | str = 1,
+        on=False,
+        free=None,
+    ):
+        return plain, share, open_, either, on, free
 
     takes = inspect.signature(maker).parameters
     for option, value in (
         *(("plain", 2), ("share", 2), ("share", 0.5), ("either", "x"), ("on", True)),
-        *(("free", "x"), ("free", [1, "a"])),
+        *(("free", "x"), ("free", [1, "a"]), ("open_", None), ("open_", 1)),
     ):
         check_part_option(option, takes[option], value)
     for option, value, said in (
         ("plain", 1.5, "plain is 1.5. Give a whole number."),
+        ("plain", None, "plain is None. Give a whole number."),
+        ("open_", "x", "open_ is 'x'. Give a number."),
         ("share", "x", "share is 'x'. Give a number."),
         ("either", 1e300, "either is far too large"),
         ("on", 1, "on is 1. Give true or false."),

@@ -182,6 +182,7 @@ def test_average_start_follows_the_schedule():
     assert start("rollout.length=9", "rollout.start=choice", "rollout.starts=[0, 4]") == 2
 
 
+@pytest.mark.slow
 def test_sampling_computes_more_with_windows_and_with_their_history(needs):
     def flops(*changes):
         return step_work(needs.of(small("rollout.batch_size=2", *changes)))["sample"].flops
